@@ -1,0 +1,1 @@
+"""Reusable models with exact answers where they exist."""

@@ -1,0 +1,1 @@
+"""Models as JAX programs with traced effects."""

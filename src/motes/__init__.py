@@ -1,0 +1,1 @@
+"""Probabilistic programs with programmable inference, in JAX."""
