@@ -1,0 +1,44 @@
+"""Domain errors, and how addresses are written in messages.
+
+An address is a path of names; the site `x` in the scope `arm` is `arm/x` in messages and
+`trace["arm", "x"]` in code. See `motes.ppl.choices` for how paths nest into choices.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+Path = tuple[str, ...]
+
+
+class AddressError(KeyError):
+    """An address is unknown, repeated, or not allowed where it stands."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class ShapeError(ValueError):
+    """A value does not have the shape or dtype that its address has."""
+
+
+def format_path(path: Path) -> str:
+    """Write a path as it appears in messages."""
+    return "/".join(path)
+
+
+def format_paths(paths: Iterable[Path]) -> str:
+    """List paths, sorted, for a message."""
+    names = sorted(format_path(path) for path in paths)
+    return ", ".join(repr(name) for name in names) if names else "no address"
+
+
+def unknown_address(call: str, path: Path, known: Iterable[Path]) -> AddressError:
+    """Say that `path` is not an address, with the nearest name and the list."""
+    known = list(known)
+    name = format_path(path)
+    near = difflib.get_close_matches(name, [format_path(p) for p in known], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return AddressError(
+        f"{call}: {name!r} must be an address of the model, which has "
+        f"{format_paths(known)}.{hint}"
+    )

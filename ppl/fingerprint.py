@@ -1,0 +1,125 @@
+"""What a function depends on, as a hashable key: its code, closure and globals.
+
+A model is traced once per signature; the key lets a changed closure or global be seen.
+Anything that cannot be compared exactly makes the function unkeyed, and it is traced anew.
+"""
+
+import dataclasses
+import functools
+import sys
+import sysconfig
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+_LIBRARIES = tuple(
+    path for name in ("purelib", "platlib", "stdlib") if (path := sysconfig.get_path(name))
+)
+_ATOMS = (int, float, complex, bool, str, bytes, type(None), type(Ellipsis), np.dtype)
+
+
+class Unkeyed(Exception):
+    """A value was met that has no exact key."""
+
+
+@dataclasses.dataclass
+class Fingerprint:
+    """Builds keys; `alive` holds the objects whose identity is part of a key."""
+
+    alive: list[Any] = dataclasses.field(default_factory=list)
+    seen: dict[int, int] = dataclasses.field(default_factory=dict)
+
+    def key(self, value: Any) -> Any:
+        """Return a hashable key that changes whenever `value` does.
+
+        Raises:
+            Unkeyed: If `value` may change without its key changing.
+        """
+        if isinstance(value, jax.core.Tracer):
+            raise Unkeyed
+        if isinstance(value, _ATOMS):
+            return type(value), value, str(value)  # str tells 0.0 from -0.0 and nan
+        if isinstance(value, np.ndarray | np.generic):
+            return "array", value.dtype.str, value.shape, value.tobytes()
+        if id(value) in self.seen:
+            return "seen", self.seen[id(value)]
+        self.seen[id(value)] = len(self.seen)
+        self.alive.append(value)
+        if isinstance(value, jax.Array | type | types.ModuleType | types.BuiltinFunctionType):
+            return "same", id(value)
+        if callable(value):
+            return self._callable(value)
+        return self._tree(value)
+
+    def _callable(self, value: Any) -> Any:
+        if isinstance(value, functools.partial):
+            return "partial", *map(self.key, (value.func, value.args, value.keywords))
+        if isinstance(value, types.MethodType):
+            return "method", self.key(value.__self__), self.key(value.__func__)
+        if (inner := getattr(value, "__fingerprint__", None)) is not None:
+            return type(value), *map(self.key, inner)
+        inner = getattr(value, "__wrapped__", value)
+        if isinstance(inner, types.FunctionType):
+            return self._function(inner)
+        if type(inner).__module__.split(".")[0] in ("jax", "jaxlib", "numpy"):
+            return "same", id(inner)
+        return self._tree(value)
+
+    def _function(self, fun: types.FunctionType) -> Any:
+        own = fun.__module__.split(".")[0] == "motes"
+        library = own or fun.__code__.co_filename.startswith(_LIBRARIES)
+        names = set() if library else set(_names(fun.__code__))
+        cells = [_cell(cell) for cell in fun.__closure__ or ()]
+        globals_ = [(n, fun.__globals__[n]) for n in sorted(names) if n in fun.__globals__]
+        parts = [(n, self._global(v, names)) for n, v in globals_]
+        defaults = (fun.__defaults__, fun.__kwdefaults__)
+        return id(fun.__code__), *map(self.key, cells), *parts, self.key(defaults)
+
+    def _global(self, value: Any, names: set[str]) -> Any:
+        file = getattr(value, "__file__", None)
+        if isinstance(value, types.ModuleType) and file and not _is_library(value):
+            found = [(n, getattr(value, n)) for n in sorted(names) if hasattr(value, n)]
+            return id(value), tuple((n, self.key(v)) for n, v in found)
+        return self.key(value)
+
+    def _tree(self, value: Any) -> Any:
+        leaves, tree = jax.tree.flatten(value)
+        if len(leaves) == 1 and leaves[0] is value:
+            raise Unkeyed
+        try:
+            hash(tree)
+        except TypeError:
+            raise Unkeyed from None
+        return tree, tuple(self.key(leaf) for leaf in leaves)
+
+
+def function_key(fun: Callable) -> tuple[Any, list[Any]]:
+    """Return `fun`'s key (None where it has none) and the objects it must keep alive."""
+    fingerprint = Fingerprint()
+    try:
+        return fingerprint.key(fun), fingerprint.alive
+    except Unkeyed:
+        return None, []
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            yield from _names(const)
+
+
+def _cell(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not assigned yet
+        return None
+
+
+def _is_library(module: types.ModuleType) -> bool:
+    file = getattr(module, "__file__", None) or ""
+    builtin = module.__name__ in sys.builtin_module_names
+    return builtin or file.startswith(_LIBRARIES) or module.__name__.startswith("motes.")
