@@ -53,7 +53,8 @@ def pack(density: Any) -> tuple[list[Any], Packed]:
     is_array = tuple(isinstance(x, jax.Array | np.ndarray) for x in leaves)
     pairs = list(zip(leaves, is_array, strict=True))
     constants = tuple(None if flag else x for x, flag in pairs)
-    return [x for x, flag in pairs if flag], Packed(treedef, constants, is_array)
+    arrays = [jnp.asarray(x) for x, flag in pairs if flag]
+    return arrays, Packed(treedef, constants, is_array)
 
 
 def check_density(call: str, address: str, density: Any) -> None:

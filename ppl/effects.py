@@ -14,9 +14,12 @@ from jax._src.interpreters import batching
 from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
 
+from motes.ppl import jaxprs
 from motes.ppl.densities import check_density, pack, value_shape
 from motes.ppl.errors import AddressError, Path, ShapeError, format_path
 from motes.ppl.plates import native_vmap_error
+
+jaxprs.hide_frames(__file__)
 
 # Part of JAX's own tracing context: a cached trace is never reused under another scope.
 _scope = jax.make_user_context(())
