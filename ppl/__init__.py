@@ -18,3 +18,12 @@ from motes.ppl.plates import (
 )
 from motes.ppl.selection import Selection as Selection, select as select
 from motes.ppl.trace import Trace as Trace
+from motes.ppl.transforms import (
+    Conditioned as Conditioned,
+    condition as condition,
+    do as do,
+)
+from motes.ppl.unconstrained import (
+    Unconstrained as Unconstrained,
+    unconstrained as unconstrained,
+)

@@ -216,7 +216,8 @@ def _check_support(call: str, value: Any, mask: Any, site: Site) -> None:
     )
     if support is None or not concrete or not is_fixed(support):
         return
-    inside = np.asarray(support(value))
+    with jax.ensure_compile_time_eval():
+        inside = np.asarray(support(value))
     if mask is not None:
         mask = np.asarray(mask)
         extra = inside.ndim - mask.ndim

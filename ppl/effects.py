@@ -39,6 +39,11 @@ def scope(*names: str) -> Iterator[None]:
         yield
 
 
+def root_scope() -> Any:
+    """Return a context without scopes: a model is traced in one of its own."""
+    return _scope(())
+
+
 def sample(address: str, density: Any) -> Any:
     """Make the random choice `address` of the model.
 

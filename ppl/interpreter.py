@@ -4,7 +4,7 @@ How choices pass through scans, plates, branches and calls is known here, once, 
 operation. A handler (see `motes.ppl.handlers`) decides a site's value and what it counts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -76,9 +76,16 @@ class Interpreter:
     ) -> tuple[list, Outcome]:
         """Run a block; `given` holds the operation's inputs by path."""
         env = body.environment(args)
+        outcome = self.run_eqns(body.eqns, env, key, given)
+        return body.outputs(env), outcome
+
+    def run_eqns(
+        self, eqns: Sequence[Any], env: dict, key: Any, given: dict[Path, Any]
+    ) -> Outcome:
+        """Run equations in an environment, which they extend."""
         records: Entries = {}
         total, count = tally(), 0
-        for eqn in body.eqns:
+        for eqn in eqns:
             values = [jaxprs.read(env, atom) for atom in eqn.invars]
             if jaxprs.has_sites(eqn):
                 site_key = None if key is None else jax.random.fold_in(key, count)
@@ -89,7 +96,7 @@ class Interpreter:
             else:
                 outs = jaxprs.bind(eqn, values)
             jaxprs.write(env, eqn, outs)
-        return body.outputs(env), Outcome(records, total)
+        return Outcome(records, total)
 
     def _enter(self, eqn: Any, values: list, key: Any, given: dict) -> Any:
         name = eqn.primitive.name

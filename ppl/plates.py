@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax._src.interpreters import batching
+from jax.api_util import flatten_axes
 from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
 
@@ -102,11 +103,8 @@ def _flat_axes(in_axes: Any, args: tuple) -> list[int | None]:
             f"vmap: in_axes must have one entry per argument, got {len(axes)} entries "
             f"for {len(args)} arguments."
         )
-    flat: list[int | None] = []
-    for axis, arg in zip(axes, args, strict=True):
-        full = jax.tree.broadcast(axis, arg, is_leaf=lambda x: x is None)
-        flat += jax.tree.leaves(full, is_leaf=lambda x: x is None)
-    return flat
+    tree = jax.tree.structure(args)
+    return list(flatten_axes("vmap in_axes", tree, tuple(axes)))
 
 
 def _lane_count(leaves: list, axes: list, axis_size: int | None) -> int:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from motes.ppl import jaxprs
+from motes.ppl.effects import root_scope
 from motes.ppl.fingerprint import function_key
 from motes.ppl.interpreter import Handler, Interpreter, Outcome
 from motes.ppl.site_table import SiteTable, site_table
@@ -33,7 +34,8 @@ class Program:
         self._static = tuple(None if is_traced(x) else x for x in leaves)
         self._out: Any = None
         traced = [x for x in leaves if is_traced(x)]
-        self.body, _ = jaxprs.trace(partial(self._call, fun), *traced)
+        with root_scope():
+            self.body, _ = jaxprs.trace(partial(self._call, fun), *traced)
         self.sites: SiteTable = site_table(self.body)
         self._compiled: dict[Handler, Callable] = {}
 
