@@ -132,20 +132,23 @@ def sub_blocks(eqn: Any) -> list[Block]:
 
 def has_sites(eqn: Any) -> bool:
     """Whether an equation is a site or has one somewhere inside."""
-    return eqn.primitive.name in SITES or any(
-        first_site(body) is not None for body in sub_blocks(eqn)
-    )
+    return first_site_of(eqn) is not None
 
 
 def first_site(body: Block) -> Any:
     """Return the first site in a block, at any depth, or None."""
-    for eqn in body.eqns:
-        if eqn.primitive.name in SITES:
-            return eqn
-        for inner in sub_blocks(eqn):
-            if (site := first_site(inner)) is not None:
-                return site
-    return None
+    return next(filter(None, map(first_site_of, body.eqns)), None)
+
+
+def first_site_of(eqn: Any) -> Any:
+    """Return the equation if it is a site, else the first site inside it, or None."""
+    if eqn.primitive.name in SITES:
+        return eqn
+    return next(filter(None, map(first_site, sub_blocks(eqn))), None)
+
+
+def is_variable(atom: Any) -> bool:
+    return not isinstance(atom, core.Literal)
 
 
 def is_scan(eqn: Any) -> bool:

@@ -27,6 +27,7 @@ class Program:
     Attributes:
         body: The jaxpr of the model, an ordinary one, with its constants.
         sites: The table of its sites.
+        memo: What analyses of the program keep with it.
     """
 
     def __init__(self, fun: Callable, args: tuple):
@@ -37,6 +38,7 @@ class Program:
         with root_scope():
             self.body, _ = jaxprs.trace(partial(self._call, fun), *traced)
         self.sites: SiteTable = site_table(self.body)
+        self.memo: dict[str, Any] = {}
         self._compiled: dict[Handler, Callable] = {}
 
     def run(

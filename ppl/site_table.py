@@ -186,8 +186,7 @@ def _add(table: SiteTable, site: Site) -> None:
 
 
 def _unsupported(eqn: Any) -> AddressError:
-    inner = next(jaxprs.first_site(body) for body in jaxprs.sub_blocks(eqn)[::-1])
-    inner = inner or next(filter(None, map(jaxprs.first_site, jaxprs.sub_blocks(eqn))))
+    inner = jaxprs.first_site_of(eqn)
     name = eqn.primitive.name
     what = "lax.while_loop" if name == "while" else name
     cure = (

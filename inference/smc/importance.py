@@ -1,0 +1,90 @@
+r"""Importance sampling and sampling-importance-resampling, on whole traces.
+
+Particles are traces with weight $p(x, y)/q(x)$; their mean is an unbiased estimate of the
+evidence $p(y)$. It is the one-step case of the SMC engine.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Key, Array
+
+from motes.inference.smc.particles import Particles, from_log_weights, raise_if_dead
+from motes.inference.smc.resampling import Resampler, systematic
+from motes.ppl import Choices, Conditioned, Model, condition, merge, vmap_lanes
+
+
+def importance_sampling(
+    key: Key[Array, ""],
+    target: Model | Conditioned,
+    num_particles: int,
+    *args: Any,
+    proposal: Model | None = None,
+) -> Particles:
+    """Draw weighted traces for a posterior.
+
+    The exponential of the log evidence is unbiased; weighted means are consistent.
+
+    Args:
+        key: PRNG key; consumed.
+        target: A model, or `condition(model, constraints)`.
+        num_particles: Number of traces.
+        *args: Arguments of the model.
+        proposal: A model of some of the free choices, called with the same arguments; the
+            others are drawn from the model.
+
+    Returns:
+        Particles whose state is a batch of traces.
+
+    Raises:
+        ValueError: If `num_particles` is less than one.
+        DeadParticles: If all weights are zero; inside `jit` the evidence is zero.
+
+    References:
+        Chopin and Papaspiliopoulos (2020), Section 8.3.
+    """
+    if num_particles < 1:
+        raise ValueError(
+            f"importance_sampling: num_particles must be at least 1, got {num_particles}."
+        )
+    target = target if isinstance(target, Conditioned) else condition(target, {})
+
+    def lane() -> Any:
+        if proposal is None:
+            return target.generate(key, {}, *args)
+        propose_key, rest_key = jax.random.split(key)
+        proposed = proposal.propose(propose_key, *args)
+        choices: Choices = merge(proposed.choices, target.constraints)
+        trace, log_weight = target.model.generate(rest_key, choices, *args)
+        return trace, log_weight - proposed.log_density
+
+    traces, log_weights = vmap_lanes(lane, num_lanes=num_particles)()
+    return raise_if_dead("importance_sampling", from_log_weights(traces, log_weights))
+
+
+@partial(jax.jit, static_argnames=("num_draws", "resample"))
+def resample_particles(
+    key: Key[Array, ""],
+    particles: Particles,
+    num_draws: int,
+    *,
+    resample: Resampler = systematic,
+) -> Particles:
+    """Resample a population to `num_draws` particles; the evidence is unchanged.
+
+    With `importance_sampling` this is sampling-importance-resampling (SIR).
+
+    References:
+        Rubin (1987); Chopin and Papaspiliopoulos (2020), Section 9.3.
+    """
+    ancestors, log_weights = resample(key, particles.log_weights, num_draws)
+    return replace(
+        particles,
+        state=jax.tree.map(lambda x: x[ancestors], particles.state),
+        log_weights=log_weights,
+        ancestors=ancestors,
+        ess=num_draws / jnp.mean(jnp.exp(2 * log_weights)),
+    )

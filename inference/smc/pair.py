@@ -1,0 +1,206 @@
+r"""Filters of a pair of models: `initial` and `transition`.
+
+`initial()` draws $x_0$ and `transition(x)` draws $x_t$ given $x_{t-1}$; both return the
+state and make the observed choices. Builders: `bootstrap`, `guided`, `auxiliary`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from motes.inference.smc.feynman_kac import FeynmanKac
+from motes.ppl import Choices, Model, ShapeError, merge, vmap_lanes
+
+
+def _static() -> Any:
+    return field(metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Pair:
+    """The bootstrap filter of a pair of models; as `bootstrap` makes it."""
+
+    first: Any
+    inputs: Any
+    parameters: tuple
+    initial: Model = _static()
+    transition: Model = _static()
+    num_steps: int = _static()
+    init_is_step: bool = field(default=True, metadata={"static": True})
+
+    def init(self, key: Key[Array, ""], num_particles: int) -> Any:
+        def lane() -> Any:
+            return self._generate(key, self.initial, self.first, ())
+
+        return vmap_lanes(lane, num_lanes=num_particles)()
+
+    def step(self, key: Key[Array, ""], state: Any, inputs: Any) -> Any:
+        return vmap_lanes(
+            lambda x: self._generate(key, self.transition, inputs, (x,))
+        )(state)
+
+    def _generate(self, key: Any, model: Model, row: Any, state: tuple) -> Any:
+        observed, covariates = row
+        args = (*state, *covariates, *self.parameters)
+        trace, log_weight = model.generate(key, observed, *args)
+        return trace.return_value, log_weight
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Guided(Pair):
+    """The guided filter: proposals draw some choices; as `guided` makes it."""
+
+    first_proposal: Model | None = field(default=None, metadata={"static": True})
+    proposal: Model | None = field(default=None, metadata={"static": True})
+
+    def _generate(self, key: Any, model: Model, row: Any, state: tuple) -> Any:
+        proposal = self.proposal if state else self.first_proposal
+        if proposal is None:
+            return super()._generate(key, model, row, state)
+        observed, covariates = row
+        propose_key, key = jax.random.split(key)
+        args = (*covariates, *self.parameters)
+        proposed = proposal.propose(propose_key, *state, observed, *args)
+        choices = merge(proposed.choices, observed)
+        trace, log_weight = model.generate(key, choices, *state, *args)
+        return trace.return_value, log_weight - proposed.log_density
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Auxiliary:
+    """A filter that looks ahead; as `auxiliary` makes it."""
+
+    program: Pair
+    score: Callable = _static()
+
+    @property
+    def inputs(self) -> Any:
+        return self.program.inputs
+
+    @property
+    def num_steps(self) -> int:
+        return self.program.num_steps
+
+    @property
+    def init_is_step(self) -> bool:
+        return self.program.init_is_step
+
+    def init(self, key: Key[Array, ""], num_particles: int) -> Any:
+        return self.program.init(key, num_particles)
+
+    def step(self, key: Key[Array, ""], state: Any, inputs: Any) -> Any:
+        return self.program.step(key, state, inputs)
+
+    def look_ahead(self, state: Any, inputs: Any) -> Array:
+        observed, covariates = inputs
+        args = (*covariates, *self.program.parameters)
+        return jax.vmap(lambda x: self.score(x, observed, *args))(state)
+
+
+def bootstrap(
+    initial: Model,
+    transition: Model,
+    observations: Choices,
+    *parameters: Any,
+    covariates: tuple = (),
+) -> Pair:
+    """Build the bootstrap filter: particles move by the model and weigh by the data.
+
+    Args:
+        initial: Model of the first state and observation; returns the state. Called as
+            `initial(*covariates, *parameters)`.
+        transition: Model of the next state and observation; called with the state first.
+        observations: Choices of the models with a leading axis of length T.
+        *parameters: Further arguments of both models, the same at all times.
+        covariates: Further arguments, before the parameters, with a leading axis T.
+
+    Raises:
+        ShapeError: If the leading axes differ or there is no observation.
+
+    References:
+        Gordon, Salmond and Smith (1993); Chopin and Papaspiliopoulos (2020), Section 10.3.
+    """
+    data = _split("bootstrap", observations, covariates)
+    return Pair(*data[:2], parameters, initial, transition, data[2])
+
+
+def guided(
+    initial: Model,
+    transition: Model,
+    proposal: Model,
+    observations: Choices,
+    *parameters: Any,
+    first_proposal: Model | None = None,
+    covariates: tuple = (),
+) -> Guided:
+    """Build a guided filter: a proposal that sees the data draws the state.
+
+    Weights are the model's density over the proposal's, so the evidence stays unbiased
+    when the proposal covers the posterior.
+
+    Args:
+        initial: As in `bootstrap`.
+        transition: As in `bootstrap`.
+        proposal: A model whose choices have addresses of `transition`; called as
+            `proposal(state, observation, *covariates, *parameters)`.
+        observations: As in `bootstrap`.
+        *parameters: As in `bootstrap`.
+        first_proposal: The same for `initial`, called without a state; by default the
+            first state is drawn from the model.
+        covariates: As in `bootstrap`.
+
+    References:
+        Chopin and Papaspiliopoulos (2020), Algorithm 10.3.
+    """
+    data = _split("guided", observations, covariates)
+    return Guided(
+        *data[:2],
+        parameters,
+        initial,
+        transition,
+        data[2],
+        first_proposal=first_proposal,
+        proposal=proposal,
+    )
+
+
+def auxiliary(program: Pair, score: Callable) -> Auxiliary:
+    """Let a filter look ahead: resample by weight times `exp(score)`.
+
+    The scores are divided out after resampling, so the evidence stays unbiased whatever
+    they are.
+
+    Args:
+        program: A bootstrap or guided filter.
+        score: Function of `(state, next_observation, *covariates, *parameters)` for one
+            particle, giving a finite log score in nats.
+
+    References:
+        Pitt and Shephard (1999); Chopin and Papaspiliopoulos (2020), Algorithm 10.6.
+    """
+    return Auxiliary(program, score)
+
+
+def _split(call: str, observations: Choices, covariates: tuple) -> tuple[Any, Any, int]:
+    rows = (observations, tuple(covariates))
+    sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(rows)}
+    if len(sizes) != 1 or sizes in ({()}, {(0,)}):
+        raise ShapeError(
+            f"{call}: observations must have one leading axis of length T >= 1, got "
+            f"leading axes {sorted(sizes)}. For a single observation use x[None]."
+        )
+    rows = jax.tree.map(jnp.asarray, rows)
+    first = jax.tree.map(lambda x: x[0], rows)
+    rest = jax.tree.map(lambda x: x[1:], rows)
+    (size,) = sizes.pop()
+    return first, rest, size - 1
+
+
+__all__ = ["Auxiliary", "FeynmanKac", "Guided", "Pair", "auxiliary", "bootstrap", "guided"]

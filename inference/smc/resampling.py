@@ -1,0 +1,265 @@
+r"""Resampling schemes.
+
+A scheme turns weights into offspring: it draws $M$ ancestors and gives them weights so
+that the expected weight of the copies of particle $n$ is $W_n$. All but `optimal` give
+equal weights.
+"""
+
+from typing import NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+
+class Resampled(NamedTuple):
+    """Offspring of a population.
+
+    Attributes:
+        ancestors: Index of the parent of each.
+        log_weights: Log-weights with mean weight one.
+    """
+
+    ancestors: Int[Array, " M"]
+    log_weights: Float[Array, " M"]
+
+
+class Resampler(Protocol):
+    """A resampling scheme."""
+
+    def __call__(
+        self, key: Key[Array, ""], log_weights: Float[Array, " N"], num_draws: int
+    ) -> Resampled:
+        """Draw offspring, unbiased: expected total weight is proportional to weight."""
+        ...
+
+
+def systematic(
+    key: Key[Array, ""], log_weights: Float[Array, " N"], num_draws: int
+) -> Resampled:
+    r"""Resample on a grid that one uniform $U$ places at $(m + U)/M$.
+
+    Particle $n$ has one offspring for each grid point in its slice of the cumulative
+    weights, so $\lfloor M W_n \rfloor$ or one more.
+
+    Args:
+        key: PRNG key; consumed.
+        log_weights: Log-weights in nats, any scale; `-inf` is allowed.
+        num_draws: Number of offspring, $M$.
+
+    References:
+        Chopin and Papaspiliopoulos (2020), Algorithm 9.3.
+    """
+    weights = _normalize("systematic", log_weights, num_draws)
+    return _equal(_systematic_ancestors(key, num_draws * weights, num_draws), weights)
+
+
+def stratified(
+    key: Key[Array, ""], log_weights: Float[Array, " N"], num_draws: int
+) -> Resampled:
+    r"""Resample on a jittered grid, one uniform in each cell $[m/M, (m+1)/M)$.
+
+    References:
+        Chopin and Papaspiliopoulos (2020), Section 9.6.
+    """
+    weights = _normalize("stratified", log_weights, num_draws)
+    edges = num_draws * jnp.cumsum(weights)
+    cell = jnp.floor(edges).astype(int).clip(0, num_draws - 1)
+    jitter = jax.random.uniform(key, (num_draws,), weights.dtype)
+    below = cell + (jitter[cell] < edges - cell)
+    return _equal(_from_cumulative(below, num_draws), weights)
+
+
+def multinomial(
+    key: Key[Array, ""], log_weights: Float[Array, " N"], num_draws: int
+) -> Resampled:
+    """Resample independently; sorted uniforms are made from exponential spacings.
+
+    References:
+        Chopin and Papaspiliopoulos (2020), Algorithms 9.1 and 9.2.
+    """
+    weights = _normalize("multinomial", log_weights, num_draws)
+    spacings = jax.random.exponential(key, (num_draws + 1,), weights.dtype)
+    cumulative = jnp.cumsum(spacings)
+    ordered = cumulative[:-1] / cumulative[-1]
+    cdf = jnp.cumsum(weights)
+    return _equal(_search(cdf, ordered), weights)
+
+
+def residual(
+    key: Key[Array, ""], log_weights: Float[Array, " N"], num_draws: int
+) -> Resampled:
+    r"""Keep $\lfloor M W_n \rfloor$ copies of each; draw the rest independently.
+
+    References:
+        Chopin and Papaspiliopoulos (2020), Section 9.5.
+    """
+    weights = _normalize("residual", log_weights, num_draws)
+    scaled = num_draws * weights
+    whole = jnp.floor(scaled)
+    cdf = jnp.cumsum(scaled - whole)
+    points = jax.random.uniform(key, (num_draws,), weights.dtype) * cdf[-1]
+    rest = num_draws - jnp.sum(whole).astype(int)
+    extra = (jnp.arange(num_draws) < rest).astype(int)
+    counts = whole.astype(int).at[_search(cdf, points)].add(extra)
+    return _equal(_repeat(counts, num_draws), weights)
+
+
+def killing(
+    key: Key[Array, ""], log_weights: Float[Array, " N"], num_draws: int
+) -> Resampled:
+    r"""Let particle $n$ survive with probability $W_n / \max W$, else replace it.
+
+    Survivors keep their place; the others are drawn from the weights.
+
+    Raises:
+        ValueError: If `num_draws` is not the number of particles.
+
+    References:
+        Del Moral (2004), Section 2.5.2.
+    """
+    weights = _normalize("killing", log_weights, num_draws)
+    num = weights.shape[0]
+    if num_draws != num:
+        raise ValueError(
+            f"killing: num_draws must be the number of particles {num}, got {num_draws}."
+        )
+    survive_key, draw_key = jax.random.split(key)
+    survives = jax.random.uniform(survive_key, (num,), weights.dtype) < (
+        weights / jnp.max(weights)
+    )
+    points = jax.random.uniform(draw_key, (num,), weights.dtype)
+    drawn = _search(jnp.cumsum(weights), points)
+    return _equal(jnp.where(survives, jnp.arange(num), drawn), weights)
+
+
+def ssp(
+    key: Key[Array, ""], log_weights: Float[Array, " N"], num_draws: int
+) -> Resampled:
+    r"""Resample by the Srinivasan sampling process.
+
+    Fractions of $M W_n$ are paired off and rounded one by one: counts are
+    $\lfloor M W_n \rfloor$ or one more, and negatively associated.
+
+    References:
+        Gerber, Chopin and Whiteley (2019), Algorithm 1.
+    """
+    weights = _normalize("ssp", log_weights, num_draws)
+    scaled = num_draws * weights
+    whole = jnp.floor(scaled)
+    uniforms = jax.random.uniform(key, weights.shape, weights.dtype)
+
+    def pair(carry: tuple, row: tuple) -> tuple[tuple, tuple]:
+        holder, fraction = carry
+        index, other, uniform = row
+        total = fraction + other
+        fits = total < 1.0
+        # One of the two is rounded: down to 0 if they fit together, else up to 1.
+        gain = jnp.where(fits, other, 1.0 - other)
+        loss = jnp.where(fits, fraction, 1.0 - fraction)
+        stays = uniform * (gain + loss) < jnp.where(fits, fraction, gain)
+        stays = jnp.where(gain + loss > 0, stays, True)
+        kept = jnp.where(fits, stays, ~stays)
+        settled = jnp.where(kept, index, holder)
+        next_holder = jnp.where(kept, holder, index)
+        left = jnp.where(fits, total, total - 1.0)
+        return (next_holder, left), (settled, ~fits)
+
+    rows = (jnp.arange(1, weights.shape[0]), (scaled - whole)[1:], uniforms[1:])
+    (last, left), (settled, rounded_up) = jax.lax.scan(
+        pair, (jnp.zeros((), int), (scaled - whole)[0]), rows
+    )
+    counts = whole.astype(int).at[settled].add(rounded_up.astype(int))
+    counts = counts.at[last].add((left > 0.5).astype(int))
+    return _equal(_repeat(counts, num_draws), weights)
+
+
+def optimal(
+    key: Key[Array, ""], log_weights: Float[Array, " N"], num_draws: int
+) -> Resampled:
+    r"""Resample without replacement, keeping heavy particles with their weights.
+
+    With $c$ such that $\sum_n \min(1, c W_n) = M$, particles with $c W_n \geq 1$ are kept
+    at weight $W_n$; the others survive with probability $c W_n$ at weight $1/c$. Among
+    unbiased schemes it minimizes the expected squared change of the weights.
+
+    References:
+        Fearnhead and Clifford (2003), Section 4.
+    """
+    weights = _normalize("optimal", log_weights, num_draws)
+    scale = fearnhead_clifford_scale(weights, num_draws)
+    heavy = (weights * scale >= 1.0) & (weights > 0)
+    light = jnp.where(heavy, 0.0, weights * jnp.where(jnp.isfinite(scale), scale, 0.0))
+    below = jnp.ceil(jnp.cumsum(light) - jax.random.uniform(key, (), weights.dtype))
+    counts = jnp.diff(below, prepend=0.0).clip(0).astype(int) + heavy
+    ancestors = _repeat(counts, num_draws)
+    new = jnp.where(heavy[ancestors], weights[ancestors], 1.0 / scale)
+    new = jnp.where(jnp.arange(num_draws) < jnp.sum(counts), new, 0.0)
+    return Resampled(ancestors, jnp.log(new) + jnp.log(float(num_draws)))
+
+
+def fearnhead_clifford_scale(
+    weights: Float[Array, " N"], num_draws: int
+) -> Float[Array, ""]:
+    r"""Solve $\sum_n \min(1, c W_n) = M$ for $c$; infinite if nothing need be dropped."""
+    ordered = jnp.sort(weights)[::-1]
+    kept = jnp.arange(weights.shape[0])
+    tails = jnp.cumsum(ordered[::-1])[::-1]
+    scales = (num_draws - kept) / tails
+    is_light = (scales * ordered < 1.0) & (kept < num_draws) & (tails > 0)
+    first = jnp.argmax(is_light)
+    return jnp.where(jnp.any(is_light), scales[first], jnp.inf)
+
+
+SCHEMES: dict[str, Resampler] = {
+    "systematic": systematic,
+    "stratified": stratified,
+    "multinomial": multinomial,
+    "residual": residual,
+    "killing": killing,
+    "ssp": ssp,
+    "optimal": optimal,
+}
+
+
+def _normalize(call: str, log_weights: Array, num_draws: int) -> Array:
+    if num_draws < 1:
+        raise ValueError(f"{call}: num_draws must be at least 1, got {num_draws}.")
+    top = jnp.max(log_weights)
+    # A dead population is resampled uniformly; its evidence stays zero.
+    shifted = jnp.where(jnp.isneginf(top), 0.0, log_weights - top)
+    weights = jnp.exp(shifted)
+    return weights / jnp.sum(weights)
+
+
+def _equal(ancestors: Array, weights: Array) -> Resampled:
+    return Resampled(ancestors, jnp.zeros(ancestors.shape, weights.dtype))
+
+
+def _systematic_ancestors(key: Array, scaled: Array, num_draws: int) -> Array:
+    offset = jax.random.uniform(key, (), scaled.dtype)
+    below = jnp.ceil(jnp.cumsum(scaled) - offset).astype(jnp.int32)
+    return _from_cumulative(below, num_draws)
+
+
+def _from_cumulative(below: Array, num_draws: int) -> Array:
+    """Turn the number of offspring of particles up to each into ancestors."""
+    # Rounding can leave the last entry off by one: the last particle takes the rest.
+    below = below.clip(0, num_draws)
+    starts = jnp.concatenate([jnp.zeros((1,), below.dtype), below[:-1]])
+    marks = jnp.zeros((num_draws,), jnp.int32)
+    index = jnp.arange(below.shape[0], dtype=jnp.int32)
+    has_any = starts < below
+    # With the last particle possibly short, marks beyond it stay with the last one.
+    where = jnp.where(has_any, starts, num_draws)
+    marks = marks.at[where].max(index, mode="drop", indices_are_sorted=False)
+    return jax.lax.cummax(marks)
+
+
+def _repeat(counts: Array, num_draws: int) -> Array:
+    return _from_cumulative(jnp.cumsum(counts).astype(jnp.int32), num_draws)
+
+
+def _search(cdf: Array, points: Array) -> Array:
+    found = jnp.searchsorted(cdf, points, side="right")
+    return found.clip(max=cdf.shape[0] - 1)

@@ -1,0 +1,154 @@
+r"""Smoothing: the posterior of whole paths, from the populations of a filter.
+
+Collect a `History` with `run(..., collect=keep_history(value))`. Genealogies are exact but
+degenerate; backward sampling draws $b_t$ with $W_t^n f(x_{t+1} | x_t^n)$.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from motes.inference.smc.particles import Particles
+
+
+class History(NamedTuple):
+    """Populations over time.
+
+    Attributes:
+        values: What was kept of the states: leaves of shape (T, N, ...).
+        log_weights: Log-weights of each population.
+        ancestors: Parents of each population in the one before.
+    """
+
+    values: Any
+    log_weights: Float[Array, "T N"]
+    ancestors: Int[Array, "T N"]
+
+
+def keep_history(particles: Particles) -> History:
+    """Collect states, weights and ancestors: pass it to `run` as `collect`."""
+    return History(particles.state, particles.log_weights, particles.ancestors)
+
+
+def genealogies(history: History) -> Any:
+    """Return the path of each last particle: leaves of shape (T, N, ...).
+
+    With the last weights the paths are a consistent sample of the smoothing distribution;
+    early values coincide for most of them.
+
+    References:
+        Chopin and Papaspiliopoulos (2020), Section 12.2.
+    """
+    lineage = _lineages(history.ancestors)
+    return jax.tree.map(
+        lambda x: jax.vmap(lambda row, index: row[index])(x, lineage), history.values
+    )
+
+
+def fixed_lag(history: History, lag: int) -> Float[Array, "T N"]:
+    """Return weights for smoothing with a fixed lag.
+
+    Row t holds, for each particle of time t, the weight of its descendants at time
+    t + lag (or at the end): `sum_n weights[t, n] h(x[t, n])` estimates the mean of h given
+    data up to then, with a bias that vanishes as the lag grows.
+
+    Raises:
+        ValueError: If `lag` is negative.
+
+    References:
+        Kitagawa and Sato (2001).
+    """
+    if lag < 0:
+        raise ValueError(f"fixed_lag: lag must not be negative, got {lag}.")
+    weights = jax.nn.softmax(history.log_weights, axis=1)
+    num_times = weights.shape[0]
+
+    def at(time: Array) -> Array:
+        end = jnp.minimum(time + lag, num_times - 1)
+
+        def back(offset: int, carried: Array) -> Array:
+            moment = time + lag - offset
+            row = history.ancestors[moment.clip(0, num_times - 1)]
+            moved = jnp.zeros_like(carried).at[row].add(carried)
+            return jnp.where((moment <= end) & (moment > time), moved, carried)
+
+        return jax.lax.fori_loop(0, lag, back, weights[end])
+
+    return jax.lax.map(at, jnp.arange(num_times))
+
+
+def backward_sampling(
+    key: Key[Array, ""],
+    history: History,
+    log_transition: Callable[[Any, Any], Array],
+    num_paths: int,
+) -> Any:
+    r"""Draw paths backwards from a filter's populations (FFBS).
+
+    The paths are independent given the populations; means over them are consistent for
+    the smoothing distribution. Costs `num_paths * N` evaluations per step.
+
+    Args:
+        key: PRNG key; consumed.
+        history: Populations, as `keep_history` collects them.
+        log_transition: Log density of the next value given a value, for one pair.
+        num_paths: Number of paths.
+
+    Returns:
+        Paths: leaves of shape (T, num_paths, ...).
+
+    Raises:
+        ValueError: If `num_paths` is less than one.
+
+    References:
+        Godsill, Doucet and West (2004); Chopin and Papaspiliopoulos (2020), Alg. 12.3.
+    """
+    if num_paths < 1:
+        raise ValueError(
+            f"backward_sampling: num_paths must be at least 1, got {num_paths}."
+        )
+    last_key, *_ = keys = jax.random.split(key, history.log_weights.shape[0])
+    pick = _inverse_cdf(last_key, history.log_weights[-1][None], num_paths)
+    final = jax.tree.map(lambda x: x[-1][pick], history.values)
+
+    def back(later: Any, row: Any) -> tuple[Any, Any]:
+        key, values, log_weights = row
+        density = jax.vmap(lambda y: jax.vmap(lambda x: log_transition(x, y))(values))
+        scores = log_weights[None] + density(later)  # (num_paths, N)
+        index = _inverse_cdf(key, scores, num_paths)
+        chosen = jax.tree.map(lambda x: x[index], values)
+        return chosen, chosen
+
+    rows = (
+        keys[1:],
+        jax.tree.map(lambda x: x[:-1], history.values),
+        history.log_weights[:-1],
+    )
+    _, earlier = jax.lax.scan(back, final, rows, reverse=True)
+    return jax.tree.map(
+        lambda xs, x: jnp.concatenate([xs, x[None]]), earlier, final
+    )
+
+
+def _lineages(ancestors: Array) -> Array:
+    """Index, at each time, of the ancestor of each last particle."""
+    last = jnp.arange(ancestors.shape[1])
+
+    def back(index: Array, row: Array) -> tuple[Array, Array]:
+        return row[index], row[index]
+
+    _, earlier = jax.lax.scan(back, last, ancestors[1:], reverse=True)
+    return jnp.concatenate([earlier, last[None]])
+
+
+def _inverse_cdf(key: Array, log_weights: Array, num: int) -> Array:
+    """Draw one index from each row of log-weights (a single row serves all draws)."""
+    weights = jnp.exp(log_weights - jnp.max(log_weights, axis=1, keepdims=True))
+    cdf = jnp.cumsum(weights, axis=1)
+    points = jax.random.uniform(key, (num,), cdf.dtype) * cdf[:, -1]
+    found = jax.vmap(lambda c, p: jnp.searchsorted(c, p, side="right"))
+    index = found(jnp.broadcast_to(cdf, (num, cdf.shape[1])), points)
+    return index.clip(max=cdf.shape[1] - 1)

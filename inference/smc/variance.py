@@ -1,0 +1,59 @@
+r"""The variance of the evidence, from the genealogy of a single run.
+
+With $E_n$ the ancestor at time 0 of particle $n$, distinct families make the estimate
+$\hat V = 1 - (N/(N-1))^{t+1} (1 - \sum_e (\sum_{n: E_n = e} W_n)^2)$.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from motes.inference.smc.particles import Particles
+
+
+def keep_ancestors(particles: Particles) -> Int[Array, " N"]:
+    """Collect the ancestors: pass it to `run` as `collect`."""
+    return particles.ancestors
+
+
+def first_ancestors(ancestors: Int[Array, "T N"]) -> Int[Array, " N"]:
+    """Trace every particle to its ancestor in the first population."""
+
+    def back(index: Array, row: Array) -> tuple[Array, None]:
+        return row[index], None
+
+    last = jnp.arange(ancestors.shape[1])
+    return jax.lax.scan(back, last, ancestors, reverse=True)[0]
+
+
+def relative_variance(
+    particles: Particles, ancestors: Int[Array, "T N"]
+) -> Float[Array, ""]:
+    r"""Estimate the variance of $\hat Z / Z$ from one run.
+
+    With multinomial resampling at every step the estimate times $\hat Z^2$ is unbiased
+    for the variance of $\hat Z$; with other schemes, or resampling when the effective
+    sample size is low, it is an upper guide.
+
+    Args:
+        particles: The last population.
+        ancestors: Ancestors of every resampling, as `keep_ancestors` collects them
+            (identity rows, where nothing was resampled, do not count).
+
+    References:
+        Lee and Whiteley (2018), Equation 3 and Theorem 1.
+    """
+    num = particles.num_particles
+    families = first_ancestors(ancestors)
+    mass = jnp.zeros((num,), particles.log_weights.dtype).at[families].add(
+        particles.weights
+    )
+    moved = jnp.any(ancestors != jnp.arange(num)[None], axis=1)
+    exponent = jnp.sum(moved) + 1
+    factor = jnp.exp(exponent * jnp.log(num / (num - 1.0)))
+    return 1.0 - factor * (1.0 - jnp.sum(mass**2))
+
+
+__all__: list[Any] = ["first_ancestors", "keep_ancestors", "relative_variance"]
