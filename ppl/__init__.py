@@ -10,6 +10,7 @@ from motes.ppl.densities import Density as Density
 from motes.ppl.effects import factor as factor, sample as sample, scope as scope
 from motes.ppl.errors import AddressError as AddressError, ShapeError as ShapeError
 from motes.ppl.model import Model as Model, Proposal as Proposal, model as model
+from motes.ppl.numpyro_bridge import from_numpyro as from_numpyro
 from motes.ppl.plates import (
     lane_key as lane_key,
     vmap as vmap,

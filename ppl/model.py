@@ -27,6 +27,7 @@ from motes.ppl.effects import scope
 from motes.ppl.errors import Path
 from motes.ppl.program import Program, ProgramCache
 from motes.ppl.selection import Selection, as_selection
+from motes.ppl.structure import Sites, sites
 from motes.ppl.trace import Trace
 
 
@@ -67,6 +68,10 @@ class Model:
     def program(self, *args: Any) -> Program:
         """Return the model traced for the signature of `args`."""
         return self._cache.get(args)
+
+    def sites(self, *args: Any) -> Sites:
+        """Tabulate the sites: address, shape, support, parents, plates and scans."""
+        return sites(self, *args)
 
     def simulate(self, key: Key[Array, ""], *args: Any) -> Trace:
         """Draw a trace from the model: exact, ancestral sampling."""
