@@ -6,7 +6,7 @@ operation. A handler (see `motes.ppl.handlers`) decides a site's value and what 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ class Outcome(NamedTuple):
     tally: Tally
 
 
+@runtime_checkable
 class Handler(Protocol):
     """An operation on models: what happens at each site."""
 

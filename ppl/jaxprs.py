@@ -89,6 +89,15 @@ def trace_shapes(fun: Callable, *args: Any) -> Traced:
     return Traced(block(closed), shapes)
 
 
+def reads_inputs(fun: Callable, arg: Any) -> Any:
+    """Return the structure of `arg` with True where `fun` reads the leaf."""
+    body = trace_shapes(fun, arg).body
+    used = {a for eqn in body.eqns for a in eqn.invars if is_variable(a)}
+    used |= {a for a in body.jaxpr.outvars if is_variable(a)}
+    leaves = [var in used for var in body.jaxpr.invars]
+    return jax.tree.unflatten(jax.tree.structure(arg), leaves)
+
+
 def block(jaxpr: Any) -> Block:
     """View an open or closed jaxpr of any supported JAX release as a block."""
     return Block(getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ())))

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Array, Float, Key
 
 
+@runtime_checkable
 class FeynmanKac(Protocol):
     """A sequence of weighted transitions, batched over particles; a pytree.
 

@@ -30,7 +30,8 @@ class Particles:
         log_weights: Log-weights in nats, shifted so that the mean weight is one.
         log_evidence: Log of an unbiased estimate of the evidence so far, in nats.
         ess: Effective sample size $(\sum w)^2 / \sum w^2$.
-        ancestors: For each particle, the index of its parent in the last step.
+        ancestors: For each particle, the index of its parent in the last step; None where
+            a driver was not asked to keep it.
         dead_step: The first step after which all weights were zero, or -1.
     """
 
@@ -38,7 +39,7 @@ class Particles:
     log_weights: Float[Array, " N"]
     log_evidence: Float[Array, ""]
     ess: Float[Array, ""]
-    ancestors: Int[Array, " N"]
+    ancestors: Int[Array, " N"] | None
     dead_step: Int[Array, ""]
 
     @property

@@ -5,7 +5,7 @@ that the expected weight of the copies of particle $n$ is $W_n$. All but `optima
 equal weights.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ class Resampled(NamedTuple):
     log_weights: Float[Array, " M"]
 
 
+@runtime_checkable
 class Resampler(Protocol):
     """A resampling scheme."""
 

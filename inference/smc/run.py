@@ -19,6 +19,7 @@ from motes.inference.smc.feynman_kac import FeynmanKac, Finishes
 from motes.inference.smc.particles import Particles, raise_if_dead, reweight
 from motes.inference.smc.resampling import Resampler, systematic
 from motes.inference.smc.step import Policy, advance, start
+from motes.ppl.jaxprs import reads_inputs
 
 
 def run(
@@ -46,7 +47,8 @@ def run(
             same between calls is compiled once.
 
     Returns:
-        The last population, and what was collected with the steps as leading axis.
+        The last population (with ancestors, if `collect` reads them), and what was
+        collected with the steps as leading axis.
 
     Raises:
         ValueError: If `num_particles` is less than one.
@@ -68,7 +70,10 @@ def _run(
     key: Any, program: Any, num_particles: int, policy: Policy, collect: Any
 ) -> tuple[Particles, Any]:
     keep = collect or (lambda _: None)
-    particles = start(key, program, num_particles)
+    policy = policy._replace(
+        keep_ancestors=_reads_ancestors(keep, key, program, num_particles)
+    )
+    particles = start(key, program, num_particles, policy)
     first = keep(particles)
 
     def body(particles: Particles, row: Any) -> tuple[Particles, Any]:
@@ -83,6 +88,13 @@ def _run(
             lambda x, xs: jnp.concatenate([x[None], xs]), first, collected
         )
     return _finish(key, program, particles), collected
+
+
+def _reads_ancestors(keep: Any, key: Any, program: Any, num_particles: int) -> bool:
+    """Whether `keep` reads the ancestors: carrying them through the loop has a cost."""
+    particles = jax.eval_shape(lambda k: start(k, program, num_particles), key)
+    reads = reads_inputs(keep, particles)
+    return bool(reads.ancestors)
 
 
 def _finish(key: Any, program: Any, particles: Particles) -> Particles:

@@ -3,6 +3,7 @@
 It is a pure function over `Particles`, and the one core of both drivers.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -27,16 +28,25 @@ class Policy(NamedTuple):
         resample: The scheme.
         ess_threshold: Resample when the effective sample size is below this share of the
             particles; 1 resamples at every step, 0 never.
+        keep_ancestors: Whether populations hold their ancestors; else these are None.
     """
 
     resample: Resampler = systematic
     ess_threshold: float = 0.5
+    keep_ancestors: bool = True
 
 
-def start(key: Key[Array, ""], program: FeynmanKac, num_particles: int) -> Particles:
+def start(
+    key: Key[Array, ""],
+    program: FeynmanKac,
+    num_particles: int,
+    policy: Policy = Policy(),
+) -> Particles:
     """Draw the first population."""
     state, log_weights = program.init(jax.random.fold_in(key, 0), num_particles)
-    return from_log_weights(state, log_weights)
+    particles = from_log_weights(state, log_weights)
+    ancestors = particles.ancestors if policy.keep_ancestors else None
+    return replace(particles, ancestors=ancestors)
 
 
 def advance(
@@ -75,11 +85,8 @@ def resample_if_needed(
     States are moved only when resampling happens (under `jax.vmap` over runs, always).
     """
 
-    def offspring(particles: Particles) -> Particles:
-        ancestors, log_weights = policy.resample(
-            key, particles.log_weights, particles.num_particles
-        )
-        return _select(particles, ancestors, log_weights)
+    def offspring() -> Offspring:
+        return policy.resample(key, particles.log_weights, particles.num_particles)
 
     return _when_low(particles.ess, offspring, particles, policy)
 
@@ -95,27 +102,37 @@ def resample_ahead(
     tilted = particles.log_weights + scores
     log_mean, ess = log_mean_and_ess(tilted)
 
-    def offspring(particles: Particles) -> Particles:
+    def offspring() -> Offspring:
         ancestors, log_weights = policy.resample(key, tilted, particles.num_particles)
-        log_weights = log_weights - scores[ancestors] + log_mean
-        return _select(particles, ancestors, log_weights)
+        return ancestors, log_weights - scores[ancestors] + log_mean
 
     return _when_low(ess, offspring, particles, policy)
 
 
-def _when_low(ess: Array, offspring: Any, particles: Particles, policy: Policy) -> Particles:
-    threshold = policy.ess_threshold
-    num = particles.num_particles
-    particles = replace(particles, ancestors=jnp.arange(num))
-    if isinstance(threshold, int | float) and threshold >= 1:
-        return offspring(particles)
-    if isinstance(threshold, int | float) and threshold <= 0:
-        return particles
-    return jax.lax.cond(ess < threshold * num, offspring, lambda p: p, particles)
+Offspring = tuple[Array, Array]
 
 
-def _select(particles: Particles, ancestors: Array, log_weights: Array) -> Particles:
-    state = jax.tree.map(lambda x: x[ancestors], particles.state)
-    ancestors = ancestors.astype(particles.ancestors.dtype)
-    log_weights = log_weights.astype(particles.log_weights.dtype)
-    return replace(particles, state=state, ancestors=ancestors, log_weights=log_weights)
+def _when_low(
+    ess: Array, offspring: Callable[[], Offspring], particles: Particles, policy: Policy
+) -> Particles:
+    num, threshold = particles.num_particles, policy.ess_threshold
+    dtypes = jnp.arange(num).dtype, particles.log_weights.dtype
+
+    def move() -> tuple[Any, ...]:
+        ancestors, log_weights = offspring()
+        state = jax.tree.map(lambda x: x[ancestors], particles.state)
+        kept = ancestors.astype(dtypes[0]) if policy.keep_ancestors else None
+        return state, log_weights.astype(dtypes[1]), kept
+
+    def stay() -> tuple[Any, ...]:
+        kept = jnp.arange(num) if policy.keep_ancestors else None
+        return particles.state, particles.log_weights, kept
+
+    if threshold >= 1:
+        moved = move()
+    elif threshold <= 0:
+        moved = stay()
+    else:
+        moved = jax.lax.cond(ess < threshold * num, move, stay)
+    state, log_weights, ancestors = moved
+    return replace(particles, state=state, log_weights=log_weights, ancestors=ancestors)
