@@ -13,10 +13,11 @@ from motes.ppl.model import Model as Model, Proposal as Proposal, model as model
 from motes.ppl.numpyro_bridge import from_numpyro as from_numpyro
 from motes.ppl.plates import (
     lane_key as lane_key,
-    vmap as vmap,
     vmap as plate,  # noqa: F401
+    vmap as vmap,
     vmap_lanes as vmap_lanes,
 )
+from motes.ppl.render import render as render
 from motes.ppl.selection import Selection as Selection, select as select
 from motes.ppl.trace import Trace as Trace
 from motes.ppl.transforms import (
