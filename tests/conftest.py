@@ -1,4 +1,9 @@
-"""Settings that every test runs under."""
+"""Settings that every test runs under.
+
+Double precision is on, shapes are never promoted in rank without a word, and every test
+gets a key of its own. Warnings are errors and shapes are checked at run time: see
+`[tool.pytest.ini_options]` in pyproject.toml.
+"""
 
 import os
 import zlib
@@ -7,9 +12,11 @@ from pathlib import Path
 import jax
 import pytest
 
+# `JAX_CACHE` names another folder for compiled programs, for example one kept by CI.
+_CACHE = Path(__file__).resolve().parents[1] / ".jax_cache"
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-_CACHE = Path(__file__).resolve().parents[1] / ".jax_cache"
 jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_CACHE", str(_CACHE)))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
