@@ -68,6 +68,11 @@ def check_density(call: str, address: str, density: Any) -> None:
     )
 
 
+def rank_promotion() -> Any:
+    """Let distributions broadcast as they are written to, whatever the caller forbids."""
+    return jax.numpy_rank_promotion("allow")
+
+
 def is_distribution(density: Any) -> bool:
     return isinstance(density, dist.Distribution)
 
@@ -80,8 +85,9 @@ def elementwise_log_density(density: Any, key: Any, value: Any) -> Array:
     """
     if not is_distribution(density):
         return density.log_density(key, value)
-    log_prob = density.log_prob(value)
-    inside = in_support(density, value)
+    with rank_promotion():
+        log_prob = density.log_prob(value)
+        inside = in_support(density, value)
     if inside is None:
         return log_prob
     inside = jnp.broadcast_to(inside, jnp.shape(log_prob))
@@ -106,14 +112,20 @@ def draw_with_log_density(draw: Any, density: Any, key: Any) -> tuple[Any, Array
     """Draw through `draw(key, density)` and evaluate the draw."""
     if is_distribution(density):
         (value,) = draw(key, density)
-        return value, jnp.sum(density.log_prob(value))
+        with rank_promotion():
+            return value, jnp.sum(density.log_prob(value))
     *value, log_density = draw(key, density)
     return value, log_density
 
 
-@lru_cache(maxsize=4096)
 def draw_shape(packed: Packed, avals: tuple[Any, ...]) -> Any:
     """Return the shape of a draw: the value, or `(value, log density)` if not NumPyro's."""
+    return _draw_shape(packed, avals, jnp.result_type(float))
+
+
+@lru_cache(maxsize=4096)
+def _draw_shape(packed: Packed, avals: tuple[Any, ...], precision: Any) -> Any:
+    del precision  # the default dtype is part of the cache's key
 
     def draw(key: Any, arrays: Any) -> Any:
         density = packed.unpack(arrays)
@@ -121,7 +133,8 @@ def draw_shape(packed: Packed, avals: tuple[Any, ...]) -> Any:
             return density.sample(key)
         return density.sample_with_log_density(key)
 
-    return jax.eval_shape(draw, jax.random.key(0), list(avals))
+    with rank_promotion():
+        return jax.eval_shape(draw, jax.random.key(0), list(avals))
 
 
 def value_shape(packed: Packed, arrays: Any) -> Any:

@@ -16,7 +16,13 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
 from numpyro.distributions.batch_util import promote_batch_shape
 
-from motes.ppl.densities import Packed, draw_shape, is_distribution, pack
+from motes.ppl.densities import (
+    Packed,
+    draw_shape,
+    is_distribution,
+    pack,
+    rank_promotion,
+)
 from motes.ppl.plates import is_lane_axis, lane_key
 
 draw_p = Primitive("draw")
@@ -40,6 +46,10 @@ class Draw:
 
     def __call__(self, key: Any, arrays: Sequence[Any]) -> list[Any]:
         """Return the flat values, each with the lanes' axes in front."""
+        with rank_promotion():
+            return self._values(key, arrays)
+
+    def _values(self, key: Any, arrays: Sequence[Any]) -> list[Any]:
         if not self.lanes:
             return _draw_once(key, self.packed.unpack(arrays))
         if not any(lane.has_keys for lane in self.lanes):

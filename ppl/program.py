@@ -113,7 +113,7 @@ def _signature(args: tuple) -> Any:
             described.append((aval.shape, aval.dtype, getattr(aval, "weak_type", False)))
         else:
             described.append((type(x), x))
-    config = (jax.config.jax_enable_x64, jax.config.jax_numpy_rank_promotion)
+    config = (jnp.result_type(float), jax.config.jax_numpy_rank_promotion)
     return tree, tuple(described), config
 
 

@@ -4,7 +4,6 @@ Particles are traces with weight $p(x, y)/q(x)$; their mean is an unbiased estim
 evidence $p(y)$. It is the one-step case of the SMC engine.
 """
 
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -81,8 +80,7 @@ def resample_particles(
         Rubin (1987); Chopin and Papaspiliopoulos (2020), Section 9.3.
     """
     ancestors, log_weights = resample(key, particles.log_weights, num_draws)
-    return replace(
-        particles,
+    return particles._replace(
         state=jax.tree.map(lambda x: x[ancestors], particles.state),
         log_weights=log_weights,
         ancestors=ancestors,

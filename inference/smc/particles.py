@@ -4,8 +4,7 @@ A population of $N$ particles with log-weights $\log w_n$ kept at mean weight on
 normalizing constant that was divided out is `log_evidence`. Every SMC method returns one.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +19,7 @@ class DeadParticles(RuntimeError):
         self.particles = particles
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Particles:
+class Particles(NamedTuple):
     r"""A weighted population.
 
     Attributes:
@@ -95,8 +92,7 @@ def reweight(
     is_dead = jnp.isneginf(log_mean)
     shift = jnp.where(is_dead, 0.0, log_mean).astype(log_weights.dtype)
     first = is_dead & (particles.dead_step < 0)
-    return replace(
-        particles,
+    return particles._replace(
         log_weights=log_weights - shift,
         log_evidence=particles.log_evidence + log_mean,
         ess=ess,

@@ -4,7 +4,6 @@ It is a pure function over `Particles`, and the one core of both drivers.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -46,7 +45,7 @@ def start(
     state, log_weights = program.init(jax.random.fold_in(key, 0), num_particles)
     particles = from_log_weights(state, log_weights)
     ancestors = particles.ancestors if policy.keep_ancestors else None
-    return replace(particles, ancestors=ancestors)
+    return particles._replace(ancestors=ancestors)
 
 
 def advance(
@@ -74,7 +73,7 @@ def advance(
     else:
         particles = resample_if_needed(resample_key, particles, policy)
     state, log_increments = program.step(step_key, particles.state, inputs)
-    return reweight(replace(particles, state=state), log_increments, jnp.asarray(step))
+    return reweight(particles._replace(state=state), log_increments, jnp.asarray(step))
 
 
 def resample_if_needed(
@@ -135,4 +134,4 @@ def _when_low(
     else:
         moved = jax.lax.cond(ess < threshold * num, move, stay)
     state, log_weights, ancestors = moved
-    return replace(particles, state=state, log_weights=log_weights, ancestors=ancestors)
+    return particles._replace(state=state, log_weights=log_weights, ancestors=ancestors)

@@ -1,0 +1,93 @@
+"""Every scheme is unbiased, and each has the properties it is chosen for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from motes.inference.smc import SCHEMES, optimal, systematic
+from motes.inference.smc.resampling import fearnhead_clifford_scale
+from tests.oracles import TRUTH
+from tests.statistics import assert_mean_is
+
+WEIGHTS = jnp.array([0.1, 0.02, 0.28, 0.0, 0.35, 0.25])
+
+
+def new_weights(scheme, keys, weights, num_draws):
+    def one(key):
+        ancestors, log_weights = scheme(key, jnp.log(weights), num_draws)
+        shares = jnp.exp(log_weights) / num_draws
+        return jnp.zeros(weights.shape).at[ancestors].add(shares)
+
+    return jax.jit(jax.vmap(one))(keys)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("num_draws", [3, 6, 11])
+def test_expected_weight_of_offspring_is_the_weight(key, name, num_draws):
+    if name == "killing" and num_draws != 6:
+        pytest.skip("killing keeps the number of particles")
+    keys = jax.random.split(key, 4000)
+    assert_mean_is(WEIGHTS, new_weights(SCHEMES[name], keys, WEIGHTS, num_draws))
+
+
+@pytest.mark.parametrize("name", ["systematic", "ssp"])
+def test_counts_differ_from_expectation_by_less_than_one(key, name):
+    shares = new_weights(SCHEMES[name], jax.random.split(key, 500), WEIGHTS, 7)
+    counts, expected = np.round(np.asarray(shares) * 7), np.asarray(WEIGHTS) * 7
+    assert np.all(np.abs(counts - expected) < 1)
+
+
+def test_systematic_puts_a_grid_on_the_cumulative_weights():
+    case = TRUTH["J4_systematic"]
+    weights = np.array(case["weights"])
+    grid = (np.arange(case["N"]) + case["u"]) / case["N"]
+    assert np.searchsorted(weights.cumsum(), grid).tolist() == case["indices"]
+    for seed in range(20):
+        key = jax.random.key(seed)
+        drawn = systematic(key, jnp.log(jnp.array(weights)), 5).ancestors
+        u = float(jax.random.uniform(key))
+        grid = (np.arange(5) + u) / 5
+        assert drawn.tolist() == np.searchsorted(weights.cumsum(), grid).tolist()
+
+
+def test_optimal_scale_solves_its_equation():
+    weights = jnp.array([0.1, 0.15, 0.35, 0.4])
+    scale = fearnhead_clifford_scale(weights, 3)
+    assert scale == pytest.approx(4.0)
+    assert float(jnp.minimum(1.0, scale * weights).sum()) == pytest.approx(3.0)
+
+
+def test_optimal_keeps_heavy_particles_and_total_weight(key):
+    weights = jnp.array([0.1, 0.15, 0.35, 0.4])
+    shares = new_weights(optimal, jax.random.split(key, 3000), weights, 3)
+    np.testing.assert_allclose(shares[:, 2:], np.array([[0.35, 0.4]] * 3000), rtol=1e-12)
+    np.testing.assert_allclose(shares.sum(1), 1.0, rtol=1e-12)
+    assert_mean_is(weights, shares)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_dead_particles_have_no_offspring(key, name):
+    log_weights = jnp.array([-jnp.inf, 0.0, -jnp.inf, -1.0, -jnp.inf])
+    for k in jax.random.split(key, 20):
+        ancestors, new = SCHEMES[name](k, log_weights, 5)
+        alive = np.asarray(ancestors)[~np.isneginf(np.asarray(new))]
+        assert set(alive.tolist()) <= {1, 3}
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_single_precision_and_huge_log_weights(key, name):
+    log_weights = jnp.array([-1e4, -1e4 + 1, -1e4 + 2], jnp.float32)
+    ancestors, new = SCHEMES[name](key, log_weights, 3)
+    assert new.dtype == jnp.float32 and np.all(np.asarray(ancestors) < 3)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_number_of_draws_is_checked(key, name):
+    with pytest.raises(ValueError, match="num_draws must be at least 1"):
+        SCHEMES[name](key, jnp.zeros(3), 0)
+
+
+def test_killing_rejects_another_number_of_draws(key):
+    with pytest.raises(ValueError, match="number of particles 3, got 4"):
+        SCHEMES["killing"](key, jnp.zeros(3), 4)
