@@ -8,11 +8,12 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from motes.ppl import condition, from_numpyro, masked
 from numpyro import handlers
 from numpyro.contrib.control_flow import cond, scan
 from numpyro.infer.reparam import LocScaleReparam, TransformReparam
 from numpyro.infer.util import log_density
+
+from motes.ppl import condition, from_numpyro, masked
 
 rng = np.random.default_rng(0)
 
@@ -150,7 +151,6 @@ MODELS = {
     "eight_schools_joint": (eight_schools, (SIGMA,), {}),
     "eight_schools_reparam": (centered, (SIGMA, EFFECTS), {}),
     "batting": (batting, (jnp.array([45, 44, 40]), jnp.array([18, 17, 11])), {}),
-    "batting_joint": (batting, (jnp.array([45, 44, 40]),), {}),
     "stochastic_volatility": (stochastic_volatility, (0.1 * X,), {}),
     "hidden_markov": (hidden_markov, (jnp.array([0, 3, 1, 2, 2]),), {}),
     "horseshoe": (
@@ -188,20 +188,233 @@ def numpyro_log_density(fn, values, *args, **kwargs):
 def assert_same_model(fn, key, *args, **kwargs):
     """Assert that densities agree at draws of both, and so do names and shapes."""
     model = from_numpyro(fn, **kwargs)
-    theirs = [numpyro_draw(fn, k, *args, **kwargs) for k in jax.random.split(key, 2)]
+    exact = jax.jit(lambda values: numpyro_log_density(fn, values, *args, **kwargs))
+    keys = jax.random.split(key, 2)
     with jax.numpy_rank_promotion("allow"):
-        traces = [model.simulate(k, *args) for k in jax.random.split(key, 2)]
-        for values in [*theirs, *(trace.choices for trace in traces)]:
-            exact = numpyro_log_density(fn, values, *args, **kwargs)
-            np.testing.assert_allclose(model.log_density(values, *args), exact, 1e-9)
+        traces = [model.simulate(k, *args) for k in keys]
+        theirs = numpyro_draw(fn, key, *args, **kwargs)
+        for values in [theirs, *(flat(trace.choices) for trace in traces)]:
+            ours = model.log_density(nested(values), *args)
+            np.testing.assert_allclose(ours, exact(values), 1e-9)
     for trace in traces:
-        exact = numpyro_log_density(fn, trace.choices, *args, **kwargs)
-        np.testing.assert_allclose(trace.log_density, exact, 1e-9)
-        shapes = {name: (x.shape, x.dtype) for name, x in trace.choices.items()}
-        assert shapes == {name: (x.shape, x.dtype) for name, x in theirs[0].items()}
+        values = flat(trace.choices)
+        np.testing.assert_allclose(trace.log_density, exact(values), 1e-9)
+        shapes = {name: (x.shape, x.dtype) for name, x in values.items()}
+        assert shapes == {name: (x.shape, x.dtype) for name, x in theirs.items()}
+
+
+def flat(choices, prefix=""):
+    """Write choices as NumPyro does: by name, scopes in front."""
+    out = {}
+    for name, value in choices.items():
+        if isinstance(value, dict):
+            out |= flat(value, f"{prefix}{name}/")
+        else:
+            out[prefix + name] = value
+    return out
+
+
+def nested(values):
+    out = {}
+    for name, value in values.items():
+        *scopes, last = name.split("/")
+        node = out
+        for scope in scopes:
+            node = node.setdefault(scope, {})
+        node[last] = value
+    return out
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_log_density_and_shapes_are_those_of_numpyro(name, key):
     fn, args, kwargs = MODELS[name]
     assert_same_model(fn, key, *args, **kwargs)
+
+
+def scaled(y):
+    mu = numpyro.param("mu", 0.5)
+    with handlers.scale(scale=0.25):
+        x = numpyro.sample("x", dist.Normal(mu, 1.0))
+    with handlers.scale(scale=jnp.array([2.0, 3.0])), numpyro.plate("n", 2):
+        numpyro.sample("z", dist.Gamma(2.0, 1.0))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+def partly_masked(y):
+    x = numpyro.sample("x", dist.Normal(0.0, 1.0), sample_shape=(3,))
+    with handlers.mask(mask=jnp.array([True, False, True])):
+        numpyro.sample("z", dist.Exponential(jnp.ones(3)))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+    seen = jnp.array([False, True, True])
+    numpyro.sample("w", dist.Normal(x, 2.0), obs=y, obs_mask=seen)
+
+
+def with_factors(y):
+    with handlers.scope(prefix="inner"):
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+    numpyro.factor("potential", -0.1 * x**2 * jnp.arange(3.0))
+    numpyro.sample("y", dist.Poisson(jnp.exp(x)), obs=y)
+
+
+def branching(y):
+    x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+
+    def near(loc):
+        numpyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+        return numpyro.sample("z", dist.Normal(loc, 1.0))
+
+    def far(loc):
+        numpyro.sample("y", dist.Normal(loc, 9.0), obs=y)
+        return numpyro.sample("z", dist.Normal(-loc, 9.0))
+
+    return cond(x > 0, near, far, x)
+
+
+def scaled_scan(y):
+    def step(x, row):
+        x = numpyro.sample("x", dist.Normal(0.5 * x, 1.0))
+        numpyro.sample("y", dist.Normal(x, 1.0), obs=row)
+        return x, x
+
+    with handlers.scale(scale=0.5):
+        return scan(step, 0.0, y)[1]
+
+
+HANDLERS = {
+    "scale": (scaled, jnp.array([0.3, 1.0])),
+    "mask": (partly_masked, jnp.array([0.3, 1.0, -2.0])),
+    "factor": (with_factors, 4),
+    "cond": (branching, 0.7),
+    "scaled_scan": (scaled_scan, jnp.array([0.3, 1.0, -2.0])),
+    "conditioned": (handlers.condition(branching, {"x": 0.4}), 0.7),
+    "substituted": (handlers.substitute(scaled, {"mu": -0.4}), jnp.ones(2)),
+    "transformed": (
+        handlers.reparam(
+            lambda y: numpyro.sample("x", dist.LogNormal(0.1, y)),
+            config={"x": TransformReparam()},
+        ),
+        2.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HANDLERS)
+def test_handlers_inside_a_model_keep_their_meaning(name, key):
+    fn, y = HANDLERS[name]
+    assert_same_model(fn, key, y)
+
+
+def test_joint_model_conditioned_is_the_observed_model(key):
+    trace = from_numpyro(eight_schools).simulate(key, SIGMA)
+    values = {name: trace[name] for name in ("mu", "tau", "theta")}
+    target = condition(from_numpyro(eight_schools), {"effects": EFFECTS})
+    exact = numpyro_log_density(eight_schools, values, SIGMA, EFFECTS)
+    np.testing.assert_allclose(target.log_density(values, SIGMA), exact, 1e-9)
+
+
+def test_reverse_scan_keeps_rows_and_choices_together(key):
+    def model(y):
+        def step(x, row):
+            x = numpyro.sample("x", dist.Normal(0.5 * x, 1.0))
+            numpyro.sample("y", dist.Normal(x, 1.0), obs=row)
+            return x, x
+
+        return scan(step, 0.0, y, reverse=True)[1]
+
+    y = jnp.array([0.3, 1.0, -2.0])
+    trace = from_numpyro(model).simulate(key, y)
+    x = trace["x"]
+    later = jnp.append(x[1:], 0.0)
+    exact = dist.Normal(0.5 * later, 1.0).log_prob(x) + dist.Normal(x, 1.0).log_prob(y)
+    np.testing.assert_allclose(trace.log_density, exact.sum(), 1e-9)
+    np.testing.assert_array_equal(trace.return_value, x)
+
+
+def test_drawn_scaled_site_is_weighted_by_its_scale(key):
+    """A draw from p under the target p^scale weighs (scale - 1) log p."""
+
+    def model():
+        with handlers.scale(scale=3.0):
+            numpyro.sample("x", dist.Normal(0.0, 1.0))
+
+    trace, log_weight = from_numpyro(model).generate(key, {})
+    exact = 2.0 * dist.Normal(0.0, 1.0).log_prob(trace["x"])
+    np.testing.assert_allclose(log_weight, exact, 1e-12)
+
+
+def test_choices_of_a_scan_can_be_constrained_in_part(key):
+    words = jnp.array([0, 3, 1, 2, 2])
+    given = masked(jnp.array([2, 0, 0, 0, 1]), jnp.array([1, 0, 0, 0, 1], bool))
+    with jax.numpy_rank_promotion("allow"):
+        trace, _ = from_numpyro(hidden_markov).generate(key, {"topic": given}, words)
+    assert trace["topic"][0] == 2 and trace["topic"][-1] == 1
+    np.testing.assert_array_equal(trace.return_value, trace["topic"])
+
+
+def test_handlers_around_the_caller_are_ignored(key):
+    model = from_numpyro(eight_schools)
+    with handlers.trace() as seen, handlers.condition(data={"mu": 3.0}):
+        trace = model.simulate(key, SIGMA)
+    assert not seen and trace["mu"] != 3.0
+
+
+def test_a_failing_model_leaves_no_handler_behind(key):
+    def model():
+        numpyro.sample("x", dist.Normal(0.0, 1.0))
+        raise RuntimeError("from the model")
+
+    with pytest.raises(RuntimeError, match="from the model"):
+        from_numpyro(model).simulate(key)
+    assert numpyro.sample("x", dist.Normal(), obs=1.0) == 1.0
+    assert not numpyro.primitives._PYRO_STACK
+
+
+def test_log_density_is_differentiable_under_jit_and_vmap(key):
+    model = from_numpyro(seasonal_series)
+    choices = jax.vmap(lambda k: model.simulate(k, X).choices)(jax.random.split(key, 2))
+    batch = jax.jit(jax.vmap(jax.grad(lambda c: model.log_density(c, X))))(choices)
+    one = jax.grad(lambda v: numpyro_log_density(seasonal_series, v, X))(
+        jax.tree.map(lambda x: x[1], choices)
+    )
+    for name, gradient in one.items():
+        np.testing.assert_allclose(batch[name][1], gradient, 1e-8)
+
+
+def test_subsampled_plate_is_refused(key):
+    def model():
+        with numpyro.plate("n", 5, subsample_size=2):
+            numpyro.sample("x", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="plate must not be subsampled, got 2 of 5"):
+        from_numpyro(model).simulate(key)
+
+
+def test_model_that_asks_for_a_key_is_refused(key):
+    model = from_numpyro(lambda: numpyro.param("w", lambda k: jax.random.normal(k)))
+    with pytest.raises(ValueError, match="must not ask for a PRNG key"):
+        model.simulate(key)
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        partial(handlers.mask, mask=np.array([True, False, True])),
+        partial(handlers.scale, scale=np.ones(3)),
+        partial(handlers.condition, data={"x": np.ones(3)}),
+        partial(handlers.substitute, substitute_fn=lambda site: None),
+    ],
+)
+def test_handler_along_the_time_axis_of_a_scan_is_refused(around, key):
+    def step(x, _):
+        x = numpyro.sample("x", dist.Normal(x, 1.0))
+        return x, x
+
+    model = from_numpyro(around(lambda: scan(step, 0.0, None, length=3)))
+    with pytest.raises(ValueError, match="along its time axis.*address 'x'"):
+        model.simulate(key)
+
+
+def test_seeded_control_flow_is_refused(key):
+    model = from_numpyro(handlers.seed(branching, 0))
+    with pytest.raises(ValueError, match="must not be seeded"):
+        model.simulate(key, 0.7)
