@@ -179,6 +179,32 @@ def test_boxes_hold_their_members_and_do_not_overlap(seed):
         assert right <= placed.width and bottom <= placed.height
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_edges_that_pass_a_layer_bend_in_it(seed):
+    sizes, _, edges = random_graph(seed)
+    placed = layout(sizes, dict.fromkeys(sizes, ()), edges)
+    for a, b in edges:
+        top, bottom = placed.nodes[a].y, placed.nodes[b].y
+        passed = {box.y for box in placed.nodes.values() if top < box.y < bottom}
+        assert len(placed.bends[a, b]) == 2 * len(passed)
+
+
+def test_edges_into_and_out_of_a_cluster_pass_its_layers():
+    clusters = {"in": (), "a": ("c",), "b": ("c",), "d": ("c",), "out": ()}
+    edges = [
+        ("a", "b"),
+        ("b", "d"),
+        ("in", "a"),
+        ("in", "b"),
+        ("b", "out"),
+        ("d", "out"),
+    ]
+    placed = layout(dict.fromkeys(clusters, (40.0, 30.0)), clusters, edges)
+    for edge, node in ((("in", "b"), "a"), (("b", "out"), "d")):
+        box = placed.nodes[node]
+        assert [y for _, y in placed.bends[edge]] == [box.y - 15.0, box.y + 15.0]
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_edges_run_downwards_and_bend_around_nodes(seed):
     sizes, clusters, edges = random_graph(seed)

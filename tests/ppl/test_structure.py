@@ -64,7 +64,7 @@ def chain(use_init):
             x, level = carry
             x = sample("x", normal(x, scale))
             y = sample("y", normal(x + level, 1.0))
-            return (x, level), y
+            return (x, 1.0 * level), y  # an invariant carry JAX would hoist
 
         carry = (x0, x0 if use_init else 0.0)
         (last, _), ys = jax.lax.scan(step, carry, None, length=num_steps)
@@ -105,10 +105,12 @@ def test_influence_crosses_several_steps():
             return (new, a, b), None
 
         start = sample("start", normal(0.0, 1.0))
-        jax.lax.scan(step, (0.0, 0.0, start), None, length=5)
+        last, _ = jax.lax.scan(step, (0.0, 0.0, start), None, length=5)
+        sample("end", normal(last[2], 1.0))
 
-    row = f.sites()["z"]
-    assert (row.current, row.previous) == (("start",), ("z",))
+    table = f.sites()
+    assert (table["z"].current, table["z"].previous) == (("start",), ("z",))
+    assert table["end"].previous == ()
 
 
 def test_independent_carries_stay_apart():
