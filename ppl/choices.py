@@ -216,8 +216,8 @@ def _check_support(call: str, value: Any, mask: Any, site: Site) -> None:
     )
     if support is None or not concrete or not is_fixed(support):
         return
-    with jax.ensure_compile_time_eval():
-        inside = np.asarray(support(value))
+    with jax.ensure_compile_time_eval():  # on NumPy arrays most checks compile nothing
+        inside = np.asarray(support(jax.tree.map(np.asarray, value)))
     if mask is not None:
         mask = np.asarray(mask)
         extra = inside.ndim - mask.ndim

@@ -69,7 +69,7 @@ def fixed_lag(history: History, lag: int) -> Float[Array, "T N"]:
     def at(time: Array) -> Array:
         end = jnp.minimum(time + lag, num_times - 1)
 
-        def back(offset: int, carried: Array) -> Array:
+        def back(offset: Any, carried: Array) -> Array:
             moment = time + lag - offset
             row = history.ancestors[moment.clip(0, num_times - 1)]
             moved = jnp.zeros_like(carried).at[row].add(carried)
