@@ -1,0 +1,252 @@
+"""Log densities, importance sampling and filters against hand-written JAX and `particles`.
+
+Run `python benchmarks/core.py`; `--quick` takes under 50 s. Times are medians of
+alternating runs in one process; first calls include tracing and compiling.
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.scipy.stats import norm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.harness import (  # noqa: E402
+    Row,
+    arguments,
+    compare,
+    compare_first_call,
+    has,
+    missing,
+    report,
+)
+from motes.inference.smc import derive, importance_sampling, run  # noqa: E402
+from motes.ppl import condition, model, sample  # noqa: E402
+
+KEY = jax.random.key(0)
+MEAN, RHO, SCALE = -1.0, 0.95, 0.25
+STATIONARY = SCALE / (1 - RHO**2) ** 0.5
+
+
+@model
+def logistic(x):
+    """Logistic regression with standard normal coefficients."""
+    beta = sample("beta", dist.Normal(0.0, 1.0).expand([20]))
+    sample("y", dist.Bernoulli(logits=x @ beta))
+
+
+def hand_logistic(beta, x, y):
+    logits = x @ beta
+    log_likelihood = jnp.sum(y * logits - jax.nn.softplus(logits))
+    return jnp.sum(norm.logpdf(beta)) + log_likelihood
+
+
+@model
+def volatility(num_steps):
+    """Stochastic volatility."""
+
+    def step(x, _):
+        x = sample("x", dist.Normal(MEAN + RHO * (x - MEAN), SCALE))
+        sample("y", dist.Normal(0.0, jnp.exp(x / 2)))
+        return x, None
+
+    start = sample("start", dist.Normal(MEAN, STATIONARY))
+    return jax.lax.scan(step, start, None, length=num_steps)[0]
+
+
+def hand_volatility(start, xs, ys):
+    def step(carry, row):
+        previous, total = carry
+        x, y = row
+        move = norm.logpdf(x, MEAN + RHO * (previous - MEAN), SCALE)
+        return (x, total + move + norm.logpdf(y, 0.0, jnp.exp(x / 2))), None
+
+    first = norm.logpdf(start, MEAN, STATIONARY)
+    return jax.lax.scan(step, (start, first), (xs, ys))[0][1]
+
+
+@model
+def line(t):
+    """A line with unknown slope, intercept and noise."""
+    slope = sample("slope", dist.Normal(0.0, 1.0))
+    intercept = sample("intercept", dist.Normal(0.0, 2.0))
+    noise = sample("noise", dist.Gamma(2.0, 4.0))
+    sample("y", dist.Normal(slope * t + intercept, noise))
+
+
+@partial(jax.jit, static_argnums=3)
+def hand_importance(key, t, y, num):
+    k1, k2, k3 = jax.random.split(key, 3)
+    slope = jax.random.normal(k1, (num,))
+    intercept = 2.0 * jax.random.normal(k2, (num,))
+    noise = jax.random.gamma(k3, 2.0, (num,)) / 4.0
+    means = slope[:, None] * t + intercept[:, None]
+    log_weights = norm.logpdf(y, means, noise[:, None]).sum(1)
+    # What a user of importance sampling reads: traces with their log densities.
+    prior = norm.logpdf(slope) + norm.logpdf(intercept, 0.0, 2.0)
+    prior += jax.scipy.stats.gamma.logpdf(noise, 2.0, 0.0, 0.25)
+    log_evidence = jax.nn.logsumexp(log_weights) - jnp.log(num)
+    return slope, intercept, noise, prior + log_weights, log_weights, log_evidence
+
+
+def hand_filter(key, ys, num):
+    def systematic(key, log_weights):
+        weights = jnp.exp(log_weights)
+        grid = num * jnp.cumsum(weights / weights.sum()) - jax.random.uniform(key)
+        ends = jnp.ceil(grid).astype(jnp.int32).clip(0, num)
+        counts = jnp.diff(ends, prepend=0)
+        return jnp.repeat(jnp.arange(num), counts, total_repeat_length=num)
+
+    def step(carry, y):
+        x, log_weights, log_evidence, ess, key = carry
+        key, resample_key, move_key = jax.random.split(key, 3)
+        x, log_weights = jax.lax.cond(
+            ess < 0.5 * num,
+            lambda: (x[systematic(resample_key, log_weights)], jnp.zeros(num)),
+            lambda: (x, log_weights),
+        )
+        x = MEAN + RHO * (x - MEAN) + SCALE * jax.random.normal(move_key, (num,))
+        log_weights = log_weights + norm.logpdf(y, 0.0, jnp.exp(x / 2))
+        top = log_weights.max()
+        weights = jnp.exp(log_weights - top)
+        total = weights.sum()
+        log_mean = top + jnp.log(total / num)
+        ess = total**2 / (weights**2).sum()
+        return (x, log_weights - log_mean, log_evidence + log_mean, ess, key), None
+
+    x = MEAN + STATIONARY * jax.random.normal(jax.random.fold_in(key, 0), (num,))
+    start = (x, jnp.zeros(num), jnp.zeros(()), jnp.full((), float(num)), key)
+    return jax.lax.scan(step, start, ys)[0]
+
+
+def log_density_rows(repeats: int) -> list[Row]:
+    x = jax.random.normal(KEY, (1000, 20))
+    y = logistic.simulate(KEY, x)["y"]
+    beta = 0.1 * jnp.ones(20)
+    trace = volatility.simulate(KEY, 1000)
+    start, xs, ys = trace["start"], trace["x"], trace["y"]
+    cases = {
+        "logistic regression 1000x20": (
+            lambda b: logistic.log_density({"beta": b, "y": y}, x),
+            lambda b: hand_logistic(b, x, y),
+            beta,
+        ),
+        "stochastic volatility T=1000": (
+            lambda z: volatility.log_density({"start": start, "x": z, "y": ys}, 1000),
+            lambda z: hand_volatility(start, z, ys),
+            xs,
+        ),
+    }
+    rows = []
+    for name, (ours, theirs, at) in cases.items():
+        for label, wrap in (("log density", lambda f: f), ("gradient", jax.value_and_grad)):
+            fast, hand = jax.jit(wrap(ours)), jax.jit(wrap(theirs))
+            rows.append(
+                compare(
+                    f"{label}, {name}",
+                    "hand",
+                    lambda f=fast, a=at: f(a),
+                    lambda f=hand, a=at: f(a),
+                    1.02,
+                    repeats,
+                    inner=20,
+                )
+            )
+    rows.append(
+        compare_first_call(
+            "gradient, stochastic volatility T=1000",
+            lambda: partial(jax.jit(jax.value_and_grad(ours)), xs),
+            lambda: partial(jax.jit(jax.value_and_grad(theirs)), xs),
+            1.5,
+            3,
+        )
+    )
+    return rows
+
+
+def importance_rows(repeats: int) -> list[Row]:
+    t = jnp.linspace(-1.0, 1.0, 10)
+    y = line.simulate(KEY, t)["y"]
+    target = condition(line, {"y": y})
+
+    def make_ours():
+        return partial(
+            jax.jit(lambda key: importance_sampling(key, target, 100_000, t)), KEY
+        )
+
+    def make_theirs():
+        return partial(hand_importance, KEY, t, y, 100_000)
+
+    name = "importance sampling, N=100,000"
+    return [
+        compare(name, "hand", make_ours(), make_theirs(), 1.05, repeats),
+        compare_first_call(name, make_ours, make_theirs, 1.5, 3),
+    ]
+
+
+def filter_rows(repeats: int, quick: bool) -> list[Row]:
+    ys = volatility.simulate(KEY, 1000)["y"]
+    sizes = [("bootstrap filter", 100, 10_000, 1.05)]
+    sizes += [("adaptive filter", 1000, 10_000 if quick else 100_000, 1.1)]
+    rows = []
+    for name, num_steps, num, bar in sizes:
+        data = ys[:num_steps]
+        program = derive(volatility, {"y": data}, num_steps)
+        hand = jax.jit(hand_filter, static_argnums=2)
+        name = f"{name}, T={num_steps}, N={num:,}"
+        turns = repeats if num_steps * num < 1e8 else 5
+        ours = lambda p=program, n=num: run(KEY, p, n)[0]  # noqa: E731
+        theirs = lambda d=data, n=num, h=hand: h(KEY, d, n)  # noqa: E731
+        rows.append(compare(name, "hand", ours, theirs, bar, turns))
+        if num_steps == 100:
+            rows.append(
+                compare_first_call(
+                    name,
+                    lambda o=ours: o,
+                    lambda d=data, n=num: partial(
+                        jax.jit(hand_filter, static_argnums=2), KEY, d, n
+                    ),
+                    1.5,
+                    3,
+                )
+            )
+        elif has("particles"):
+            other = particles_filter(np.asarray(data), num)
+            rows.append(compare(name, "particles", ours, other, 0.25, 3))
+        else:
+            rows.append(missing(name, "particles"))
+    return rows
+
+
+def particles_filter(data: np.ndarray, num: int):
+    """The same filter in the `particles` package."""
+    import particles
+    from particles import state_space_models as ssm
+
+    volatility = ssm.StochVol(mu=MEAN, rho=RHO, sigma=SCALE)
+
+    def once():
+        model = ssm.Bootstrap(ssm=volatility, data=data)
+        smc = particles.SMC(fk=model, N=num, resampling="systematic", ESSrmin=0.5)
+        smc.run()
+        return smc.logLt
+
+    return once
+
+
+def main() -> None:
+    options = arguments(__doc__.splitlines()[0])
+    repeats = 11 if options.quick else 41
+    rows = log_density_rows(repeats) + importance_rows(repeats)
+    rows += filter_rows(repeats, options.quick)
+    if not has("genjax"):
+        rows.append(missing("importance sampling, N=100,000", "genjax"))
+    report(rows, options.json)
+
+
+if __name__ == "__main__":
+    main()
