@@ -22,7 +22,7 @@ def test_double_precision_is_on():
 
 def test_rank_promotion_is_an_error():
     with pytest.raises(ValueError, match="rank"):
-        jnp.zeros((2, 3)) + jnp.zeros(3)
+        jnp.add(jnp.zeros((2, 3)), jnp.zeros(3))
 
 
 def test_warnings_are_errors():
