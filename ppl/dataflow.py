@@ -15,11 +15,11 @@ from motes.ppl.site_table import sites_in
 
 
 class Frame(NamedTuple):
-    """A plate or scan of the model; `index` tells apart those of equal size."""
+    """A plate or scan of the model; `number` tells apart those of equal size."""
 
     kind: str
     size: int
-    index: int
+    number: int
 
     def __str__(self) -> str:
         return f"{self.kind} {self.size}"
@@ -94,7 +94,7 @@ class Flow:
             inner, inside, scan = (
                 (*frames, frame),
                 frozenset(sites_in(eqn)),
-                frame.index,
+                frame.number,
             )
         consts, carry, rows = loop.split_inputs(values)
         while True:
@@ -107,8 +107,7 @@ class Flow:
             carry = grown
 
     def _frame(self, eqn: Any, size: int) -> Frame:
-        index = len(self._known_frames)
-        frame = Frame(eqn.primitive.name, size, index)
+        frame = Frame(eqn.primitive.name, size, len(self._known_frames))
         return self._known_frames.setdefault(id(eqn), frame)
 
 

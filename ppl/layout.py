@@ -5,7 +5,7 @@ crossings (Sugiyama, Tagawa and Toda, 1981). A cluster is laid out on its own an
 then one box of the level around it. `motes.ppl.render` draws the result.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -38,20 +38,20 @@ class Layout:
 
     width: float = 0.0
     height: float = 0.0
-    nodes: dict[Hashable, Box] = field(default_factory=dict)
-    clusters: dict[Hashable, Box] = field(default_factory=dict)
+    nodes: dict[Any, Box] = field(default_factory=dict)
+    clusters: dict[Any, Box] = field(default_factory=dict)
     bends: dict[tuple, list[Point]] = field(default_factory=dict)
 
     def moved(self, dx: float, dy: float) -> "Layout":
         """Return the layout moved by an offset."""
-        boxes = [
+        nodes, clusters = (
             {k: b._replace(x=b.x + dx, y=b.y + dy) for k, b in group.items()}
             for group in (self.nodes, self.clusters)
-        ]
+        )
         bends = {
             edge: [(x + dx, y + dy) for x, y in way] for edge, way in self.bends.items()
         }
-        return Layout(self.width, self.height, *boxes, bends)
+        return Layout(self.width, self.height, nodes, clusters, bends)
 
 
 def layout(

@@ -96,7 +96,8 @@ def _edges(table: Sites) -> list[tuple[str, str, bool]]:
 def _downwards(table: Sites, parent: str, child: str) -> tuple[str, str]:
     """Order the ends of an edge as the model does: only earlier steps point back."""
     order = list(table)
-    return tuple(sorted((parent, child), key=order.index))
+    is_down = order.index(parent) <= order.index(child)
+    return (parent, child) if is_down else (child, parent)
 
 
 def _rooms(table: Sites) -> dict[Frame, float]:
@@ -123,7 +124,7 @@ def _dot_cluster(
             frame = frames[depth]
             done.add(frame)
             inside = [a for a in members if frame in graph.sites[a].frames]
-            lines.append(f"{indent}subgraph cluster_{frame.index} {{")
+            lines.append(f"{indent}subgraph cluster_{frame.number} {{")
             lines.append(f'{indent}  label="{frame}"; labeljust=r; labelloc=b;')
             lines += _dot_cluster(graph, names, inside, depth + 1)
             lines.append(f"{indent}}}")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from motes.ppl.dataflow import Flow, Frame, site_flow
 from motes.ppl.errors import Path, format_path, unknown_address
@@ -171,5 +172,5 @@ def format_support(support: Any) -> str:
 
 def _bound(value: Any) -> str:
     known = isinstance(value, int | float) or jnp.ndim(value) == 0
-    is_shape = isinstance(value, jax.ShapeDtypeStruct | jax.core.Tracer)
+    is_shape = isinstance(value, jax.ShapeDtypeStruct | Tracer)
     return f"{float(value):g}" if known and not is_shape else "?"

@@ -51,8 +51,8 @@ def hidden_markov(words):
         emit = numpyro.sample("emit", dist.Dirichlet(jnp.full(4, 0.5)))
 
     def step(previous, word):
-        topic = numpyro.sample("topic", dist.Categorical(move[previous]))
-        numpyro.sample("word", dist.Categorical(emit[topic]), obs=word)
+        topic = numpyro.sample("topic", dist.Categorical(jnp.asarray(move)[previous]))
+        numpyro.sample("word", dist.Categorical(jnp.asarray(emit)[topic]), obs=word)
         return topic, topic
 
     return scan(step, 0, words)[1]
