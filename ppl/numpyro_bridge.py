@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from numpyro import handlers
 from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import _PYRO_STACK, Messenger
@@ -131,9 +130,9 @@ def _scaled(log_prob: Any, scale: Any) -> Any:
 
 def _check_around_scan(handler: Messenger, name: str) -> None:
     """Refuse what NumPyro applies along the time axis, after the scan."""
-    if isinstance(handler, handlers.mask) and np.shape(handler.mask):
+    if isinstance(handler, handlers.mask) and getattr(handler.mask, "ndim", 0):
         raise _time_axis("an array in handlers.mask", name)
-    if isinstance(handler, handlers.scale) and np.shape(handler.scale):
+    if isinstance(handler, handlers.scale) and getattr(handler.scale, "ndim", 0):
         raise _time_axis("an array in handlers.scale", name)
     if isinstance(handler, handlers.condition | handlers.substitute):
         kind = type(handler).__name__
