@@ -41,7 +41,6 @@ class TransformerConfig:
         head: Next token, or a label for each text, or one for each token.
         num_labels: Number of labels of the last two heads.
         head_bias: Whether the head has a bias.
-        pad_id: Token that pads texts; a text classifier reads the token before it.
     """
 
     vocab_size: int
@@ -69,7 +68,6 @@ class TransformerConfig:
     head: Literal["lm", "sequence", "token"] = "lm"
     num_labels: int = 0
     head_bias: bool = False
-    pad_id: int | None = None
 
     @property
     def num_outputs(self) -> int:
