@@ -1,1 +1,18 @@
 """Language models as state-space models."""
+
+from motes.lm_bridge.chat import render_chat as render_chat
+from motes.lm_bridge.checkpoint import (
+    Checkpoint as Checkpoint,
+    load_checkpoint as load_checkpoint,
+    load_model as load_model,
+    load_tokenizer as load_tokenizer,
+)
+from motes.lm_bridge.config import TransformerConfig as TransformerConfig
+from motes.lm_bridge.language_model import (
+    LanguageModel as LanguageModel,
+    LMState as LMState,
+)
+from motes.lm_bridge.rope import Rope as Rope
+from motes.lm_bridge.tokenizer import Tokenizer as Tokenizer
+from motes.lm_bridge.transformer import Transformer as Transformer
+from motes.lm_bridge.transformer_lm import TransformerLM as TransformerLM

@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -28,6 +29,8 @@ PROMPT_MULTIPLE = 32
 SCANNED_LAYERS = 8
 """From this many layers on, an accelerator scans them."""
 
+PromptTokens: TypeAlias = Int[Array, " _"] | Int[np.ndarray, " _"] | Sequence[int]
+
 
 class TransformerLM(eqx.Module):
     """A decoder-only transformer with a language head.
@@ -46,15 +49,14 @@ class TransformerLM(eqx.Module):
         return self.model.config.vocab_size
 
     def prefill(
-        self, prompt_tokens: Int[Array, " T"] | Sequence[Int[Array, " _"]]
+        self, prompt_tokens: PromptTokens | Sequence[PromptTokens]
     ) -> PromptCache:
         """Read one prompt, or several: once, for any number of particles.
 
         Raises:
             ValueError: If a prompt is empty, or too long, or holds an id that is none.
         """
-        several = isinstance(prompt_tokens, (list, tuple))
-        prompts = prompt_tokens if several else [prompt_tokens]
+        prompts = _as_prompts(prompt_tokens)
         for prompt in prompts:
             self._check_prompt(prompt)
         lengths = [prompt.shape[0] for prompt in prompts]
@@ -107,7 +109,7 @@ class TransformerLM(eqx.Module):
         counted = (position >= start) & (position < lengths[:, None])
         return jnp.where(counted, chosen, 0.0).sum(axis=1)
 
-    def _check_prompt(self, prompt: Int[Array, " T"]) -> None:
+    def _check_prompt(self, prompt: Array | np.ndarray) -> None:
         if prompt.shape[0] == 0:
             raise ValueError(
                 "prefill: prompt_tokens must hold at least one token, got none. "
@@ -142,6 +144,16 @@ def place_layers(model: Transformer) -> Transformer:
     deep = model.config.num_layers >= SCANNED_LAYERS
     scanned = deep and jax.default_backend() != "cpu"
     return stack_layers(model) if scanned else unstack_layers(model)
+
+
+def _as_prompts(
+    prompt_tokens: PromptTokens | Sequence[PromptTokens],
+) -> list[Array | np.ndarray]:
+    """Return a list of arrays, one for each prompt."""
+    nested = isinstance(prompt_tokens, (list, tuple))
+    several = nested and len(prompt_tokens) > 0 and np.ndim(prompt_tokens[0]) == 1
+    prompts = prompt_tokens if several else [prompt_tokens]
+    return [p if isinstance(p, jax.Array) else np.asarray(p, np.int32) for p in prompts]
 
 
 _read_prompt = jax.jit(cache.read_prompt)
