@@ -1,18 +1,13 @@
 """The cache: what is decoded step by step equals what is computed from scratch."""
 
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.lm_bridge.tiny import APPEND, GATHER, full_log_probs, tiny_lm
 
 from motes.lm_bridge import LanguageModel
 from motes.lm_bridge.cache import bucket_index, bucket_sizes
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tiny import APPEND, GATHER, full_log_probs, tiny_lm
 
 
 def assert_state_is(lm, state, texts):

@@ -2,18 +2,15 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from tests.lm_bridge.tokenizers_zoo import SETTINGS, byte_level
 
 from motes.lm_bridge import TransformerLM, load_checkpoint, load_model
-
-sys.path.insert(0, str(Path(__file__).parent))
-from tokenizers_zoo import SETTINGS, byte_level
 
 GOLDENS = Path(__file__).parents[1] / "data" / "lm_goldens"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

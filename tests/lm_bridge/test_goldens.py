@@ -1,18 +1,15 @@
 """Checkpoints of every architecture against what `transformers` computed."""
 
-import sys
 from pathlib import Path
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.lm_bridge import goldens
 
 from motes.lm_bridge.checkpoint import load_model
 from motes.lm_bridge.transformer import stack_layers, unstack_layers
-
-sys.path.insert(0, str(Path(__file__).parent))
-import goldens
 
 FOLDER = Path(__file__).parents[1] / "data" / "lm_goldens"
 NAMES = sorted(path.name for path in FOLDER.iterdir())
