@@ -1,7 +1,7 @@
 """Train the small language model of `examples/assets/small-lm`.
 
     apt-get install bible-kjv bible-kjv-text r-cran-janeaustenr
-    python examples/train_small_lm.py --steps 2000
+    python examples/train_small_lm.py --steps 4000
 
 A Llama of 3.2 million parameters on Jane Austen, the King James Bible and worked
 arithmetic, on one CPU core. A run that is stopped goes on from its last checkpoint, bit
@@ -121,7 +121,8 @@ def train(args: argparse.Namespace) -> TrainState:
         state = eqx.tree_deserialise_leaves(str(path), state)
     step_fn = jax.jit(train_step, static_argnums=2, donate_argnums=0)
     start = time.monotonic()
-    for step in range(int(state.step), args.steps):
+    stop = min(args.stop or args.steps, args.steps)
+    for step in range(int(state.step), stop):
         tokens = corpus.batch(data, args.seed, step, args.batch, args.length)
         state, losses = step_fn(state, tokens, args.steps)
         if (step + 1) % 25 == 0:
@@ -131,7 +132,7 @@ def train(args: argparse.Namespace) -> TrainState:
                 f"{problems.mean():.3f}, {time.monotonic() - start:.0f} s",
                 flush=True,
             )
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+        if (step + 1) % args.save_every == 0 or step + 1 == stop:
             save(path, state)
             prose, problems = held_out_losses(state.model, data)
             print(f"held out: prose {prose:.3f}, arithmetic {problems:.3f}", flush=True)
@@ -142,8 +143,9 @@ def main() -> None:
     """Parse the command line, train, export."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("build/small-lm"))
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--stop", type=int, help="stop early, to go on later")
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=192)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=100)
