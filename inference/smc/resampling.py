@@ -52,7 +52,8 @@ def systematic(
         Chopin and Papaspiliopoulos (2020), Algorithm 9.3.
     """
     weights = _normalize("systematic", log_weights, num_draws)
-    return _equal(_systematic_ancestors(key, num_draws * weights, num_draws), weights)
+    below = _on_grid(key, num_draws * weights)
+    return _equal(_from_cumulative(below, weights > 0, num_draws), weights)
 
 
 def stratified(
@@ -68,7 +69,7 @@ def stratified(
     cell = jnp.floor(edges).astype(int).clip(0, num_draws - 1)
     jitter = jax.random.uniform(key, (num_draws,), weights.dtype)
     below = cell + (jitter[cell] < edges - cell)
-    return _equal(_from_cumulative(below, num_draws), weights)
+    return _equal(_from_cumulative(below, weights > 0, num_draws), weights)
 
 
 def multinomial(
@@ -83,8 +84,7 @@ def multinomial(
     spacings = jax.random.exponential(key, (num_draws + 1,), weights.dtype)
     cumulative = jnp.cumsum(spacings)
     ordered = cumulative[:-1] / cumulative[-1]
-    cdf = jnp.cumsum(weights)
-    return _equal(_search(cdf, ordered), weights)
+    return _equal(_search(weights, ordered), weights)
 
 
 def residual(
@@ -98,11 +98,11 @@ def residual(
     weights = _normalize("residual", log_weights, num_draws)
     scaled = num_draws * weights
     whole = jnp.floor(scaled)
-    cdf = jnp.cumsum(scaled - whole)
-    points = jax.random.uniform(key, (num_draws,), weights.dtype) * cdf[-1]
-    rest = num_draws - jnp.sum(whole).astype(int)
+    points = jax.random.uniform(key, (num_draws,), weights.dtype)
+    counts = whole.astype(int)
+    rest = num_draws - jnp.sum(counts)
     extra = (jnp.arange(num_draws) < rest).astype(int)
-    counts = whole.astype(int).at[_search(cdf, points)].add(extra)
+    counts = counts.at[_search(scaled - whole, points)].add(extra)
     return _equal(_repeat(counts, num_draws), weights)
 
 
@@ -130,7 +130,7 @@ def killing(
         weights / jnp.max(weights)
     )
     points = jax.random.uniform(draw_key, (num,), weights.dtype)
-    drawn = _search(jnp.cumsum(weights), points)
+    drawn = _search(weights, points)
     return _equal(jnp.where(survives, jnp.arange(num), drawn), weights)
 
 
@@ -189,10 +189,10 @@ def optimal(
     """
     weights = _normalize("optimal", log_weights, num_draws)
     scale = fearnhead_clifford_scale(weights, num_draws)
-    heavy = (weights * scale >= 1.0) & (weights > 0)
-    light = jnp.where(heavy, 0.0, weights * jnp.where(jnp.isfinite(scale), scale, 0.0))
-    below = jnp.ceil(jnp.cumsum(light) - jax.random.uniform(key, (), weights.dtype))
-    counts = jnp.diff(below, prepend=0.0).clip(0).astype(int) + heavy
+    scaled = jnp.where(weights > 0, weights * scale, 0.0)
+    heavy = scaled >= 1.0
+    below = _on_grid(key, jnp.where(heavy, 0.0, scaled))
+    counts = jnp.diff(below, prepend=0).clip(0) * (weights > 0) + heavy
     ancestors = _repeat(counts, num_draws)
     new = jnp.where(heavy[ancestors], weights[ancestors], 1.0 / scale)
     new = jnp.where(jnp.arange(num_draws) < jnp.sum(counts), new, 0.0)
@@ -202,14 +202,29 @@ def optimal(
 def fearnhead_clifford_scale(
     weights: Float[Array, " N"], num_draws: int
 ) -> Float[Array, ""]:
-    r"""Solve $\sum_n \min(1, c W_n) = M$ for $c$; infinite if nothing need be dropped."""
-    ordered = jnp.sort(weights)[::-1]
-    kept = jnp.arange(weights.shape[0])
-    tails = jnp.cumsum(ordered[::-1])[::-1]
-    scales = (num_draws - kept) / tails
-    is_light = (scales * ordered < 1.0) & (kept < num_draws) & (tails > 0)
-    first = jnp.argmax(is_light)
-    return jnp.where(jnp.any(is_light), scales[first], jnp.inf)
+    r"""Solve $\sum_n \min(1, c W_n) = M$ for $c$; infinite if nothing need be dropped.
+
+    The solution with the heavy particles of the last iterate increases to $c$, and stops
+    moving after a few passes over the weights; nothing is sorted.
+    """
+    size = jnp.sum(weights > 0)
+
+    def scale_of(heavy: Array) -> Array:
+        light = jnp.sum(jnp.where(heavy, 0.0, weights))
+        room = (num_draws - jnp.sum(heavy)).astype(weights.dtype)
+        # The light ones lie below 1/c, so room for them all means that none is dropped.
+        drops = (room > 0) & (light > 0) & (size > num_draws)
+        return jnp.where(drops, room / jnp.where(drops, light, 1.0), jnp.inf)
+
+    def grow(carry: tuple) -> tuple:
+        heavy, _ = carry
+        scaled = jnp.where(weights > 0, weights * scale_of(heavy), 0.0)
+        grown = heavy | (scaled >= 1.0)
+        return grown, jnp.any(grown != heavy)
+
+    start = (jnp.zeros_like(weights, bool), jnp.array(True))
+    heavy, _ = jax.lax.while_loop(lambda carry: carry[1], grow, start)
+    return scale_of(heavy)
 
 
 SCHEMES: dict[str, Resampler] = {
@@ -237,30 +252,48 @@ def _equal(ancestors: Array, weights: Array) -> Resampled:
     return Resampled(ancestors, jnp.zeros(ancestors.shape, weights.dtype))
 
 
-def _systematic_ancestors(key: Array, scaled: Array, num_draws: int) -> Array:
+def _on_grid(key: Array, scaled: Array) -> Array:
+    """Count the points of a random unit grid below each cumulative sum."""
     offset = jax.random.uniform(key, (), scaled.dtype)
-    below = jnp.ceil(jnp.cumsum(scaled) - offset).astype(jnp.int32)
-    return _from_cumulative(below, num_draws)
+    return jnp.ceil(jnp.cumsum(scaled) - offset).astype(jnp.int32)
 
 
-def _from_cumulative(below: Array, num_draws: int) -> Array:
+def _from_cumulative(below: Array, alive: Array, num_draws: int) -> Array:
     """Turn the number of offspring of particles up to each into ancestors."""
-    # Rounding can leave the last entry off by one: the last particle takes the rest.
     below = below.clip(0, num_draws)
-    starts = jnp.concatenate([jnp.zeros((1,), below.dtype), below[:-1]])
-    marks = jnp.zeros((num_draws,), jnp.int32)
-    index = jnp.arange(below.shape[0], dtype=jnp.int32)
-    has_any = starts < below
-    # With the last particle possibly short, marks beyond it stay with the last one.
-    where = jnp.where(has_any, starts, num_draws)
-    marks = marks.at[where].max(index, mode="drop", indices_are_sorted=False)
-    return jax.lax.cummax(marks)
+
+    def count() -> Array:
+        return _count_below(below, num_draws).clip(max=below.shape[0] - 1)
+
+    def mark() -> Array:
+        # Partial sums are rounded one by one, so they may grow at a weight of zero: only
+        # live particles are marked, and the one before takes what is left.
+        starts = jnp.concatenate([jnp.zeros((1,), below.dtype), below[:-1]])
+        where = jnp.where(alive & (starts < below), starts, num_draws)
+        index = jnp.arange(below.shape[0], dtype=jnp.int32)
+        marks = jnp.zeros((num_draws,), jnp.int32)
+        return jax.lax.cummax(marks.at[where].max(index, mode="drop"))
+
+    return jax.lax.cond(jnp.all(alive), count, mark)
+
+
+def _count_below(below: Array, num_draws: int) -> Array:
+    """For each slot, count the particles whose offspring all come before it."""
+    ends = jnp.zeros((num_draws + 1,), jnp.int32)
+    return jnp.cumsum(ends.at[below].add(1, mode="promise_in_bounds")[:-1])
 
 
 def _repeat(counts: Array, num_draws: int) -> Array:
-    return _from_cumulative(jnp.cumsum(counts).astype(jnp.int32), num_draws)
+    ancestors = _count_below(jnp.cumsum(counts).clip(0, num_draws), num_draws)
+    last = counts.shape[0] - 1 - jnp.argmax(counts[::-1] > 0)
+    return jnp.minimum(ancestors, last)
 
 
-def _search(cdf: Array, points: Array) -> Array:
-    found = jnp.searchsorted(cdf, points, side="right")
-    return found.clip(max=cdf.shape[0] - 1)
+def _search(weights: Array, points: Array) -> Array:
+    """Return the index of the slice of the cumulative weights that holds each point."""
+    alive = weights > 0
+    cdf = jax.lax.cummax(jnp.where(alive, jnp.cumsum(weights), 0.0))
+    found = jnp.searchsorted(cdf, points * cdf[-1], side="right")
+    # Rounding can put a point on the upper end: the last live particle takes it.
+    last = alive.shape[0] - 1 - jnp.argmax(alive[::-1])
+    return jnp.minimum(found, last)

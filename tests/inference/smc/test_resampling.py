@@ -61,7 +61,9 @@ def test_optimal_scale_solves_its_equation():
 def test_optimal_keeps_heavy_particles_and_total_weight(key):
     weights = jnp.array([0.1, 0.15, 0.35, 0.4])
     shares = new_weights(optimal, jax.random.split(key, 3000), weights, 3)
-    np.testing.assert_allclose(shares[:, 2:], np.array([[0.35, 0.4]] * 3000), rtol=1e-12)
+    np.testing.assert_allclose(
+        shares[:, 2:], np.array([[0.35, 0.4]] * 3000), rtol=1e-12
+    )
     np.testing.assert_allclose(shares.sum(1), 1.0, rtol=1e-12)
     assert_mean_is(weights, shares)
 
@@ -73,6 +75,51 @@ def test_dead_particles_have_no_offspring(key, name):
         ancestors, new = SCHEMES[name](k, log_weights, 5)
         alive = np.asarray(ancestors)[~np.isneginf(np.asarray(new))]
         assert set(alive.tolist()) <= {1, 3}
+
+
+@pytest.mark.parametrize("name", sorted(SCHEMES.keys() - {"ssp"}))
+def test_rounding_revives_no_dead_particle(key, name):
+    """Sums of many single-precision weights may grow at a weight of zero."""
+    num, (dead_key, weight_key, *keys) = 20_000, jax.random.split(key, 102)
+    dead = jax.random.bernoulli(dead_key, 0.5, (num,)).at[-50:].set(True)
+    log_weights = 2 * jax.random.normal(weight_key, (num,), jnp.float32)
+
+    @jax.jit
+    def num_revived(key, log_weights):
+        ancestors, new = SCHEMES[name](key, log_weights, num)
+        return jnp.sum(jnp.isneginf(log_weights)[ancestors] & ~jnp.isneginf(new))
+
+    log_weights = jnp.where(dead, -jnp.inf, log_weights)
+    assert sum(int(num_revived(k, log_weights)) for k in keys) == 0
+
+
+def sorted_scale(weights, num_draws):
+    """The same by its definition: keep the k heaviest, for the least k that fits."""
+    ordered = np.sort(weights)[::-1]
+    for kept in range(num_draws):
+        scale = (num_draws - kept) / ordered[kept:].sum()
+        if scale * ordered[kept] < 1:
+            return scale
+    raise AssertionError
+
+
+def test_optimal_scale_needs_no_sorting(key):
+    generator = np.random.default_rng(0)
+    scale_of = jax.jit(fearnhead_clifford_scale, static_argnums=1)
+    for num_draws in np.repeat([1, 3, 7], 100).tolist():
+        weights = generator.gamma(0.2, size=12) * (generator.random(12) < 0.8)
+        weights /= weights.sum()
+        drops = (weights > 0).sum() > num_draws
+        exact = sorted_scale(weights, num_draws) if drops else np.inf
+        assert scale_of(jnp.array(weights), num_draws) == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_gradients_pass_through_weights(key, name):
+    def loss(log_weights):
+        return jnp.sum(jnp.exp(SCHEMES[name](key, log_weights, 6).log_weights) ** 2)
+
+    assert np.isfinite(jax.grad(loss)(jnp.log(WEIGHTS + 0.01))).all()
 
 
 @pytest.mark.parametrize("name", SCHEMES)
