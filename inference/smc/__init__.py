@@ -27,7 +27,7 @@ from motes.inference.smc.resampling import (
     stratified as stratified,
     systematic as systematic,
 )
-from motes.inference.smc.run import run as run, steps as steps
+from motes.inference.smc.run import run as run
 from motes.inference.smc.smoothing import (
     History as History,
     backward_sampling as backward_sampling,
@@ -35,7 +35,13 @@ from motes.inference.smc.smoothing import (
     genealogies as genealogies,
     keep_history as keep_history,
 )
-from motes.inference.smc.step import Policy as Policy, advance as advance, start as start
+from motes.inference.smc.step import (
+    Policy as Policy,
+    advance as advance,
+    finish as finish,
+    start as start,
+)
+from motes.inference.smc.steps import steps as steps
 from motes.inference.smc.variance import (
     keep_ancestors as keep_ancestors,
     relative_variance as relative_variance,

@@ -1,7 +1,7 @@
 r"""Feynman-Kac programs: what the SMC engine runs.
 
 A program draws $x_0 \sim M_0$ and $x_t \sim M_t(x_{t-1}, \cdot)$ and weighs by
-$G_t(x_{t-1}, x_t)$, for all particles at once. The drivers are in `motes.inference.smc.run`.
+$G_t(x_{t-1}, x_t)$, for all particles at once. `run` and `steps` are the drivers.
 """
 
 from typing import Any, Protocol, runtime_checkable

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Key
 
-from motes.inference.smc.feynman_kac import FeynmanKac, LooksAhead
+from motes.inference.smc.feynman_kac import FeynmanKac, Finishes, LooksAhead
 from motes.inference.smc.particles import (
     Particles,
     from_log_weights,
@@ -35,11 +36,14 @@ class Policy(NamedTuple):
     keep_ancestors: bool = True
 
 
+ADAPTIVE = Policy()
+
+
 def start(
     key: Key[Array, ""],
     program: FeynmanKac,
     num_particles: int,
-    policy: Policy = Policy(),
+    policy: Policy = ADAPTIVE,
 ) -> Particles:
     """Draw the first population."""
     state, log_weights = program.init(jax.random.fold_in(key, 0), num_particles)
@@ -54,9 +58,12 @@ def advance(
     particles: Particles,
     step: Any,
     inputs: Any,
-    policy: Policy = Policy(),
+    policy: Policy = ADAPTIVE,
 ) -> Particles:
     """Resample if the policy says so, then move and weigh.
+
+    Loops of your own may compile it with `donate_argnames="particles"`, which lets the
+    new population take the memory of the old.
 
     Args:
         key: The key of the whole run; the step's own is folded out of it.
@@ -74,6 +81,23 @@ def advance(
         particles = resample_if_needed(resample_key, particles, policy)
     state, log_increments = program.step(step_key, particles.state, inputs)
     return reweight(particles._replace(state=state), log_increments, jnp.asarray(step))
+
+
+def finish(key: Key[Array, ""], program: FeynmanKac, particles: Particles) -> Particles:
+    """Weigh by what comes after the last step, for a program that has it."""
+    if not isinstance(program, Finishes):
+        return particles
+    step = program.num_steps + 1
+    increments = program.finish(jax.random.fold_in(key, step), particles.state)
+    return reweight(particles, increments, jnp.asarray(step))
+
+
+def check_size(call: str, num_particles: int) -> None:
+    """Raise `ValueError` if there are no particles."""
+    if num_particles < 1:
+        raise ValueError(
+            f"{call}: num_particles must be at least 1, got {num_particles}."
+        )
 
 
 def resample_if_needed(
@@ -119,7 +143,7 @@ def _when_low(
 
     def move() -> tuple[Any, ...]:
         ancestors, log_weights = offspring()
-        state = jax.tree.map(lambda x: x[ancestors], particles.state)
+        state = jax.tree.map(lambda x: _take(x, ancestors), particles.state)
         kept = ancestors.astype(dtypes[0]) if policy.keep_ancestors else None
         return state, log_weights.astype(dtypes[1]), kept
 
@@ -131,7 +155,16 @@ def _when_low(
         moved = move()
     elif threshold <= 0:
         moved = stay()
-    else:
+    elif isinstance(ess, jax.core.Tracer):
         moved = jax.lax.cond(ess < threshold * num, move, stay)
+    else:
+        # Outside `jit` states may be arrays that JAX cannot trace, such as strings.
+        moved = move() if ess < threshold * num else stay()
     state, log_weights, ancestors = moved
     return particles._replace(state=state, log_weights=log_weights, ancestors=ancestors)
+
+
+def _take(values: Any, ancestors: Array) -> Any:
+    if isinstance(values, np.ndarray) and not isinstance(ancestors, jax.core.Tracer):
+        return values[np.asarray(ancestors)]
+    return jnp.asarray(values)[ancestors]

@@ -1,0 +1,81 @@
+"""Populations in files.
+
+A checkpoint is a NumPy archive of arrays: it holds no code and no pickles, and it is
+replaced whole or not at all. `steps` writes one after each step.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from motes.inference.smc.particles import Particles
+
+
+def save(file: Path, key: Key[Array, ""], step: int, particles: Particles) -> None:
+    """Write the population after a step of the run with `key`.
+
+    Raises:
+        ValueError: If the state holds Python objects.
+    """
+    leaves = [_raw(x) for x in jax.tree.leaves(particles)]
+    if any(x.dtype == object for x in leaves):
+        raise ValueError(
+            "steps: the state must be of numbers or strings to be written to a "
+            f"checkpoint, got an array of objects for {file}. Use a string dtype."
+        )
+    unfinished = file.with_name(file.name + ".partial")
+    with unfinished.open("wb") as stream:
+        np.savez(stream, *leaves, key=_raw(key), step=step)
+    os.replace(unfinished, file)
+
+
+def load(file: Path, key: Key[Array, ""], like: Particles) -> tuple[int, Particles]:
+    """Read the step and the population; `like` is one of the same run.
+
+    Raises:
+        ValueError: If the file is of a run with another key, size or state.
+    """
+    leaves, tree = jax.tree.flatten(like)
+    with np.load(file, allow_pickle=False) as saved:
+        step, saved_key = int(saved["step"]), saved["key"]
+        arrays = [saved[f"arr_{i}"] for i in range(len(saved.files) - 2)]
+    same = np.array_equal(saved_key, _raw(key)) and len(arrays) == len(leaves)
+    if not same or not all(map(_matches, arrays, leaves)):
+        raise ValueError(
+            "steps: checkpoint must be of a run with this key, size and state, got "
+            f"{file}. Remove the file to start again."
+        )
+    restored = [_restore(x, y) for x, y in zip(arrays, leaves, strict=True)]
+    return step, jax.tree.unflatten(tree, restored)
+
+
+def _matches(array: np.ndarray, like: Any) -> bool:
+    raw = _raw(like)
+    if isinstance(like, np.ndarray):
+        # States on the host may grow, and strings get longer.
+        return array.dtype.kind == raw.dtype.kind and array.shape[:1] == raw.shape[:1]
+    return array.dtype == raw.dtype and array.shape == raw.shape
+
+
+def _is_key(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def _raw(x: Any) -> np.ndarray:
+    """Return the bits of an array in a type that NumPy's files know."""
+    array = np.asarray(jax.random.key_data(x) if _is_key(x) else x)
+    # bfloat16 and other types of machine learning have no name in the file format.
+    return array.view(f"u{array.itemsize}") if array.dtype.kind == "V" else array
+
+
+def _restore(array: np.ndarray, like: Any) -> Any:
+    if isinstance(like, np.ndarray):
+        return array
+    if _is_key(like):
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like))
+    return jnp.asarray(array.view(like.dtype))
