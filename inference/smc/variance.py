@@ -29,7 +29,9 @@ def first_ancestors(ancestors: Int[Array, "T N"]) -> Int[Array, " N"]:
 
 
 def relative_variance(
-    particles: Particles, ancestors: Int[Array, "T N"]
+    particles: Particles,
+    ancestors: Int[Array, "T N"],
+    num_resamplings: int | Int[Array, ""] | None = None,
 ) -> Float[Array, ""]:
     r"""Estimate the variance of $\hat Z / Z$ from one run.
 
@@ -39,20 +41,29 @@ def relative_variance(
 
     Args:
         particles: The last population.
-        ancestors: Ancestors of every resampling, as `keep_ancestors` collects them
-            (identity rows, where nothing was resampled, do not count).
+        ancestors: Ancestors of every resampling, as `keep_ancestors` collects them.
+        num_resamplings: How often the population was resampled; by default the number of
+            rows that moved a particle, which is too small where resampling may by chance
+            keep all of very few.
+
+    Raises:
+        ValueError: If there is only one particle.
 
     References:
         Lee and Whiteley (2018), Equation 3 and Theorem 1.
     """
     num = particles.num_particles
+    if num < 2:
+        raise ValueError(
+            f"relative_variance: particles must be at least 2, got {num}. One particle "
+            "has no other to be compared with."
+        )
     families = first_ancestors(ancestors)
-    mass = jnp.zeros((num,), particles.log_weights.dtype).at[families].add(
-        particles.weights
-    )
-    moved = jnp.any(ancestors != jnp.arange(num)[None], axis=1)
-    exponent = jnp.sum(moved) + 1
-    factor = jnp.exp(exponent * jnp.log(num / (num - 1.0)))
+    weights = particles.weights
+    mass = jnp.zeros_like(weights).at[families].add(weights)
+    if num_resamplings is None:
+        num_resamplings = jnp.sum(jnp.any(ancestors != jnp.arange(num)[None], axis=1))
+    factor = (num / (num - 1.0)) ** (num_resamplings + 1)
     return 1.0 - factor * (1.0 - jnp.sum(mass**2))
 
 
