@@ -203,7 +203,12 @@ def derive(model: Model, constraints: Choices, *args: Any) -> Derived:
         index = index[::-1]
         inside = jax.tree.map(lambda x: x[::-1], inside)
     return Derived(
-        traced_leaves(args), list(time.body.consts), outside, (index, inside), model, time
+        traced_leaves(args),
+        list(time.body.consts),
+        outside,
+        (index, inside),
+        model,
+        time,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Key, Array
+from jaxtyping import Array, Key
 
 from motes.inference.smc.particles import Particles, from_log_weights, raise_if_dead
 from motes.inference.smc.resampling import Resampler, systematic

@@ -40,9 +40,9 @@ class Pair:
         return vmap_lanes(lane, num_lanes=num_particles)()
 
     def step(self, key: Key[Array, ""], state: Any, inputs: Any) -> Any:
-        return vmap_lanes(
-            lambda x: self._generate(key, self.transition, inputs, (x,))
-        )(state)
+        return vmap_lanes(lambda x: self._generate(key, self.transition, inputs, (x,)))(
+            state
+        )
 
     def _generate(self, key: Any, model: Model, row: Any, state: tuple) -> Any:
         observed, covariates = row
@@ -203,4 +203,12 @@ def _split(call: str, observations: Choices, covariates: tuple) -> tuple[Any, An
     return first, rest, size - 1
 
 
-__all__ = ["Auxiliary", "FeynmanKac", "Guided", "Pair", "auxiliary", "bootstrap", "guided"]
+__all__ = [
+    "Auxiliary",
+    "FeynmanKac",
+    "Guided",
+    "Pair",
+    "auxiliary",
+    "bootstrap",
+    "guided",
+]

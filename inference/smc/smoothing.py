@@ -128,9 +128,7 @@ def backward_sampling(
         history.log_weights[:-1],
     )
     _, earlier = jax.lax.scan(back, final, rows, reverse=True)
-    return jax.tree.map(
-        lambda xs, x: jnp.concatenate([xs, x[None]]), earlier, final
-    )
+    return jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), earlier, final)
 
 
 def _lineages(ancestors: Array) -> Array:

@@ -34,9 +34,7 @@ def test_steps_give_the_answer_of_run(key, program):
     assert len(populations) == 10
     assert_same(populations[-1], last)
     for moment, population in enumerate(populations):
-        np.testing.assert_array_equal(
-            population.ancestors, history.ancestors[moment]
-        )
+        np.testing.assert_array_equal(population.ancestors, history.ancestors[moment])
         np.testing.assert_array_equal(
             population.log_weights, history.log_weights[moment]
         )
