@@ -167,12 +167,12 @@ def _check_vocabulary(folder: Path, model: Transformer, tokenizer: Tokenizer) ->
 
 def _eos_ids(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the ids that end a text, wherever the checkpoint says them."""
-    ids = dict.fromkeys(tokenizer.eos_ids)
+    ids = list(tokenizer.eos_ids)
     for name in ("generation_config.json", "config.json"):
         if (folder / name).exists():
             found = _read_json(folder / name).get("eos_token_id")
-            ids |= dict.fromkeys(found if isinstance(found, list) else [found])
-    ids.pop(None, None)
+            ids += found if isinstance(found, list) else [found]
+    ids = [i for i in dict.fromkeys(ids) if i is not None]
     if not ids:
         raise ValueError(
             f"load_checkpoint: {folder} must name a token that ends a text, got none. "

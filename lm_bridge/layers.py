@@ -76,9 +76,10 @@ def split_heads(
     config: TransformerConfig, qkv: Float[Array, "*B W"]
 ) -> tuple[Float[Array, "*B H D"], Float[Array, "*B K D"], Float[Array, "*B K D"]]:
     """Split the fused projection into heads of query, key and value."""
-    query, key, _ = config.qkv_sizes
-    parts = jnp.split(qkv, [query, query + key], axis=-1)
-    return tuple(part.reshape(*part.shape[:-1], -1, config.head_dim) for part in parts)
+    heads = qkv.reshape(*qkv.shape[:-1], -1, config.head_dim)
+    first_value = config.num_heads + config.num_kv_heads
+    query, key, value = jnp.split(heads, [config.num_heads, first_value], axis=-2)
+    return query, key, value
 
 
 def feed_forward(

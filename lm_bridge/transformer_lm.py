@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from motes.lm_bridge import cache
@@ -115,7 +116,7 @@ class TransformerLM(eqx.Module):
                 "prefill: prompt_tokens must hold at least one token, got none. "
                 "Begin a text with the start token of the tokenizer."
             )
-        if isinstance(prompt, jax.core.Tracer):
+        if isinstance(prompt, Tracer):
             return
         largest, smallest = int(np.max(prompt)), int(np.min(prompt))
         if smallest < 0 or largest >= self.vocab_size:
@@ -129,7 +130,7 @@ class TransformerLM(eqx.Module):
         """Refuse texts beyond learned positions, or beyond a `dynamic` stretch."""
         config, lengths = self.model.config, prefilled.lengths
         bounded = config.rope is None or config.rope.scaling == "dynamic"
-        if not bounded or isinstance(lengths, jax.core.Tracer):
+        if not bounded or isinstance(lengths, Tracer):
             return
         longest = int(np.max(lengths)) + max_tokens
         if longest > config.max_positions:
