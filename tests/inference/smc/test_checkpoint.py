@@ -83,14 +83,6 @@ def test_a_state_of_another_type_is_refused(key, tmp_path):
         next(walk(key, VALUES, jnp.float64, checkpoint=file))
 
 
-def test_two_files_that_differ_in_suffix_do_not_meet(key, tmp_path):
-    first = walk(key, VALUES, checkpoint=tmp_path / "run.1")
-    second = walk(key, VALUES, checkpoint=tmp_path / "run.2")
-    for _ in zip(first, second, strict=True):
-        pass
-    assert sorted(x.name for x in tmp_path.iterdir()) == ["run.1", "run.2"]
-
-
 def test_a_dead_population_is_still_dead_when_resumed(key, tmp_path):
     file = tmp_path / "walk"
     for _ in range(2):
