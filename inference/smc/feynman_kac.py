@@ -53,3 +53,12 @@ class Finishes(Protocol):
     def finish(self, key: Key[Array, ""], state: Any) -> Float[Array, " N"]:
         """Return the last log-weight increments."""
         ...
+
+
+@runtime_checkable
+class Gathers(Protocol):
+    """A program whose particles share something that must not be copied."""
+
+    def gather(self, state: Any, ancestors: Any) -> Any:
+        """Return the state whose particle `n` is a copy of particle `ancestors[n]`."""
+        ...

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from motes.inference.smc.feynman_kac import FeynmanKac, Finishes, LooksAhead
+from motes.inference.smc.feynman_kac import FeynmanKac, Finishes, Gathers, LooksAhead
 from motes.inference.smc.particles import (
     Particles,
     from_log_weights,
@@ -74,11 +74,12 @@ def advance(
         policy: When and how to resample.
     """
     resample_key, step_key = jax.random.split(jax.random.fold_in(key, step))
+    gather = program.gather if isinstance(program, Gathers) else take
     if isinstance(program, LooksAhead):
         scores = program.look_ahead(particles.state, inputs)
-        particles = resample_ahead(resample_key, particles, scores, policy)
+        particles = resample_ahead(resample_key, particles, scores, policy, gather)
     else:
-        particles = resample_if_needed(resample_key, particles, policy)
+        particles = resample_if_needed(resample_key, particles, policy, gather)
     state, log_increments = program.step(step_key, particles.state, inputs)
     return reweight(particles._replace(state=state), log_increments, jnp.asarray(step))
 
@@ -100,8 +101,13 @@ def check_size(call: str, num_particles: int) -> None:
         )
 
 
+def take(state: Any, ancestors: Array) -> Any:
+    """Copy particles in every leaf of a state."""
+    return jax.tree.map(lambda x: _take(x, ancestors), state)
+
+
 def resample_if_needed(
-    key: Key[Array, ""], particles: Particles, policy: Policy
+    key: Key[Array, ""], particles: Particles, policy: Policy, gather: Callable = take
 ) -> Particles:
     """Resample when the effective sample size is low; the evidence is unchanged.
 
@@ -111,11 +117,15 @@ def resample_if_needed(
     def offspring() -> Offspring:
         return policy.resample(key, particles.log_weights, particles.num_particles)
 
-    return _when_low(particles.ess, offspring, particles, policy)
+    return _when_low(particles.ess, offspring, particles, policy, gather)
 
 
 def resample_ahead(
-    key: Key[Array, ""], particles: Particles, scores: Array, policy: Policy
+    key: Key[Array, ""],
+    particles: Particles,
+    scores: Array,
+    policy: Policy,
+    gather: Callable = take,
 ) -> Particles:
     """Resample by weights times `exp(scores)`, and divide the scores out again.
 
@@ -129,21 +139,25 @@ def resample_ahead(
         ancestors, log_weights = policy.resample(key, tilted, particles.num_particles)
         return ancestors, log_weights - scores[ancestors] + log_mean
 
-    return _when_low(ess, offspring, particles, policy)
+    return _when_low(ess, offspring, particles, policy, gather)
 
 
 Offspring = tuple[Array, Array]
 
 
 def _when_low(
-    ess: Array, offspring: Callable[[], Offspring], particles: Particles, policy: Policy
+    ess: Array,
+    offspring: Callable[[], Offspring],
+    particles: Particles,
+    policy: Policy,
+    gather: Callable,
 ) -> Particles:
     num, threshold = particles.num_particles, policy.ess_threshold
     dtypes = jnp.arange(num).dtype, particles.log_weights.dtype
 
     def move() -> tuple[Any, ...]:
         ancestors, log_weights = offspring()
-        state = jax.tree.map(lambda x: _take(x, ancestors), particles.state)
+        state = gather(particles.state, ancestors)
         kept = ancestors.astype(dtypes[0]) if policy.keep_ancestors else None
         return state, log_weights.astype(dtypes[1]), kept
 
