@@ -143,7 +143,10 @@ def log_density_rows(repeats: int) -> list[Row]:
     }
     rows = []
     for name, (ours, theirs, at) in cases.items():
-        for label, wrap in (("log density", lambda f: f), ("gradient", jax.value_and_grad)):
+        for label, wrap in (
+            ("log density", lambda f: f),
+            ("gradient", jax.value_and_grad),
+        ):
             fast, hand = jax.jit(wrap(ours)), jax.jit(wrap(theirs))
             rows.append(
                 compare(
@@ -239,7 +242,7 @@ def particles_filter(data: np.ndarray, num: int):
 
 
 def main() -> None:
-    options = arguments(__doc__.splitlines()[0])
+    options = arguments((__doc__ or "").splitlines()[0])
     repeats = 11 if options.quick else 41
     rows = log_density_rows(repeats) + importance_rows(repeats)
     rows += filter_rows(repeats, options.quick)

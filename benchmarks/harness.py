@@ -43,7 +43,9 @@ def compare(
             times[label].append(_seconds(fun, inner))
     medians = {k: 1e3 * statistics.median(v) / inner for k, v in times.items()}
     ratio = medians["ours"] / medians["theirs"]
-    return Row(name, rival, medians["ours"], medians["theirs"], "ms", ratio, ratio <= bar)
+    return Row(
+        name, rival, medians["ours"], medians["theirs"], "ms", ratio, ratio <= bar
+    )
 
 
 def compare_first_call(
@@ -64,7 +66,9 @@ def compare_first_call(
     medians = {k: statistics.median(v) for k, v in times.items()}
     ratio = medians["ours"] / medians["theirs"]
     name = f"{name}, first call"
-    return Row(name, "hand", medians["ours"], medians["theirs"], "s", ratio, ratio <= bar)
+    return Row(
+        name, "hand", medians["ours"], medians["theirs"], "s", ratio, ratio <= bar
+    )
 
 
 def missing(name: str, rival: str) -> Row:
@@ -78,7 +82,9 @@ def has(module: str) -> bool:
 
 def arguments(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="finish in under 50 seconds")
+    parser.add_argument(
+        "--quick", action="store_true", help="finish in under 50 seconds"
+    )
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     return parser.parse_args()
 

@@ -113,7 +113,9 @@ def plot(file, dates, returns, paths, growth, baseline):
         2, 1, figsize=(9, 6.5), sharex=True, height_ratios=(3, 2), layout="constrained"
     )
     top.bar(dates, np.asarray(returns), width=1.0, color="0.7", label="daily return, %")
-    top.fill_between(dates, low, high, color="tab:red", alpha=0.3, lw=0, label="90% band")
+    top.fill_between(
+        dates, low, high, color="tab:red", alpha=0.3, lw=0, label="90% band"
+    )
     top.plot(dates, middle, color="tab:red", lw=1.5, label="smoothed volatility")
     top.set_ylabel("percent a day")
     top.legend(loc="lower left", ncols=3, frameon=False)
@@ -126,7 +128,7 @@ def plot(file, dates, returns, paths, growth, baseline):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--plot", type=Path, default=Path("tour.png"))
     parser.add_argument("--draws", type=int, default=300, help="parameter draws")
     options = parser.parse_args()

@@ -141,7 +141,7 @@ def train(args: argparse.Namespace) -> TrainState:
 
 def main() -> None:
     """Parse the command line, train, export."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("build/small-lm"))
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--stop", type=int, help="stop early, to go on later")

@@ -91,7 +91,9 @@ class Decoding:
         state = self._extend(state, tokens, goes_on, inputs)
         return state, jnp.where(active, log_sums, 0.0)
 
-    def _extend(self, state: DecodeState, tokens: Array, goes_on: Array, at: Any) -> Any:
+    def _extend(
+        self, state: DecodeState, tokens: Array, goes_on: Array, at: Any
+    ) -> Any:
         column = at.clip(max=self.max_tokens - 1)
         written = jnp.where(goes_on, tokens, state.tokens[:, column])
         memory = state.potential
@@ -108,7 +110,9 @@ class Decoding:
     def _scores(self, state: DecodeState, remaining: Any) -> tuple[Array, Array]:
         scores = self.lm.next_log_probs(state.lm)
         if self.potential is not None:
-            budget = jnp.broadcast_to(jnp.asarray(remaining, jnp.int32), scores.shape[:1])
+            budget = jnp.broadcast_to(
+                jnp.asarray(remaining, jnp.int32), scores.shape[:1]
+            )
             scores = scores + self.potential.log_weights(state.potential, budget)
         ends = jnp.zeros(scores.shape[1], bool).at[jnp.array(self.lm.eos_ids)].set(True)
         return scores, ends
@@ -168,9 +172,7 @@ class Decoded(NamedTuple):
         return dict(sorted(total.items(), key=lambda item: -item[1]))
 
 
-def decoding(
-    lm: Any, prompt: Any, max_tokens: int, potential: Any = None
-) -> Decoding:
+def decoding(lm: Any, prompt: Any, max_tokens: int, potential: Any = None) -> Decoding:
     """Make the program of a decode, for `motes.inference.smc.run` or `steps`.
 
     Raises:

@@ -39,7 +39,9 @@ class TabularLM(eqx.Module):
     def prefill(self, prompt_tokens: Any) -> Int[Array, ""]:
         """Return the row that follows the prompt; an empty prompt is the start."""
         prompt = jnp.asarray(prompt_tokens, jnp.int32)
-        return prompt[-1] if prompt.shape[0] else jnp.asarray(self.vocab_size, jnp.int32)
+        return (
+            prompt[-1] if prompt.shape[0] else jnp.asarray(self.vocab_size, jnp.int32)
+        )
 
     def init_state(
         self, prefilled: Int[Array, ""], num_particles: int, max_tokens: int
@@ -52,7 +54,10 @@ class TabularLM(eqx.Module):
         return self.log_table[state]
 
     def append(
-        self, state: Int[Array, " N"], tokens: Int[Array, " N"], active: Bool[Array, " N"]
+        self,
+        state: Int[Array, " N"],
+        tokens: Int[Array, " N"],
+        active: Bool[Array, " N"],
     ) -> Int[Array, " N"]:
         """Move the active particles to the row of their token."""
         return jnp.where(active, tokens.astype(state.dtype), state)
@@ -75,7 +80,9 @@ def tabular_lm(first: Any, rows: Any, tokens: Sequence[str | bytes]) -> TabularL
     Raises:
         ValueError: If the shapes disagree or a row does not sum to one.
     """
-    table = np.vstack([np.atleast_2d(np.asarray(rows, float)), np.asarray(first, float)])
+    table = np.vstack(
+        [np.atleast_2d(np.asarray(rows, float)), np.asarray(first, float)]
+    )
     num_tokens = len(tokens)
     if table.shape != (num_tokens + 1, num_tokens + 1):
         raise ValueError(
@@ -161,7 +168,9 @@ def enumerate_posterior(
             state = potential.gather(state, jnp.asarray(parents))
             state = potential.step(state, jnp.asarray(tokens), active)
         log_prefix = scores[parents, tokens]
-        prefixes = [(*prefixes[n], int(v)) for n, v in zip(parents, tokens, strict=True)]
+        prefixes = [
+            (*prefixes[n], int(v)) for n, v in zip(parents, tokens, strict=True)
+        ]
     joint = np.asarray(log_joint, float)
     log_evidence = float(jax.scipy.special.logsumexp(joint)) if joint.size else -np.inf
     return ExactPosterior(texts, joint, log_evidence)

@@ -74,6 +74,7 @@ def rank_promotion() -> Any:
 
 
 def is_distribution(density: Any) -> bool:
+    """Whether a density is one of NumPyro's."""
     return isinstance(density, dist.Distribution)
 
 
@@ -103,7 +104,9 @@ def in_support(density: dist.Distribution, value: Any) -> Array | None:
 
 
 def _is_everything(support: Any) -> bool:
-    if isinstance(support, type(dist.constraints.independent(dist.constraints.real, 1))):
+    if isinstance(
+        support, type(dist.constraints.independent(dist.constraints.real, 1))
+    ):
         return _is_everything(support.base_constraint)
     return support in (dist.constraints.real, dist.constraints.real_vector)
 

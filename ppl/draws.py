@@ -112,7 +112,9 @@ def _evaluate(key: Any, *arrays: Any, draw: Draw) -> list[Any]:
 def _draw_shapes(_: Any, *arrays: Any, draw: Draw) -> list[Any]:
     sizes = tuple(lane.size for lane in draw.lanes)
     own = tuple(
-        jax.ShapeDtypeStruct(a.shape[sum(lane.varies[i] for lane in draw.lanes) :], a.dtype)
+        jax.ShapeDtypeStruct(
+            a.shape[sum(lane.varies[i] for lane in draw.lanes) :], a.dtype
+        )
         for i, a in enumerate(arrays)
     )
     drawn = jax.tree.leaves(draw_shape(draw.packed, own))
@@ -140,9 +142,7 @@ def _batch_with_one_key(axis_data: Any, args: Any, dims: Any, draw: Draw) -> Any
         return values, [None] * len(values)
     keys = jax.numpy.broadcast_to(args[0], (axis_data.size, *args[0].shape))
     lane = Lane(axis_data.size, True, tuple(dim is not None for dim in dims[1:]))
-    values = draw_p.bind(
-        keys, *args[1:], draw=replace(draw, lanes=(lane, *draw.lanes))
-    )
+    values = draw_p.bind(keys, *args[1:], draw=replace(draw, lanes=(lane, *draw.lanes)))
     return values, [0] * len(values)
 
 

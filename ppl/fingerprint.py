@@ -16,8 +16,11 @@ import jax
 import numpy as np
 
 _LIBRARIES = tuple(
-    path for name in ("purelib", "platlib", "stdlib") if (path := sysconfig.get_path(name))
+    path
+    for name in ("purelib", "platlib", "stdlib")
+    if (path := sysconfig.get_path(name))
 )
+_IMMUTABLE = (jax.Array, type, types.ModuleType, types.BuiltinFunctionType)
 _ATOMS = (int, float, complex, bool, str, bytes, type(None), type(Ellipsis), np.dtype)
 
 
@@ -48,7 +51,7 @@ class Fingerprint:
             return "seen", self.seen[id(value)]
         self.seen[id(value)] = len(self.seen)
         self.alive.append(value)
-        if isinstance(value, jax.Array | type | types.ModuleType | types.BuiltinFunctionType):
+        if isinstance(value, _IMMUTABLE):
             return "same", id(value)
         if callable(value):
             return self._callable(value)
@@ -73,7 +76,9 @@ class Fingerprint:
         library = own or fun.__code__.co_filename.startswith(_LIBRARIES)
         names = set() if library else set(_names(fun.__code__))
         cells = [_cell(cell) for cell in fun.__closure__ or ()]
-        globals_ = [(n, fun.__globals__[n]) for n in sorted(names) if n in fun.__globals__]
+        globals_ = [
+            (n, fun.__globals__[n]) for n in sorted(names) if n in fun.__globals__
+        ]
         parts = [(n, self._global(v, names)) for n, v in globals_]
         defaults = (fun.__defaults__, fun.__kwdefaults__)
         return id(fun.__code__), *map(self.key, cells), *parts, self.key(defaults)
@@ -122,4 +127,6 @@ def _cell(cell: types.CellType) -> Any:
 def _is_library(module: types.ModuleType) -> bool:
     file = getattr(module, "__file__", None) or ""
     builtin = module.__name__ in sys.builtin_module_names
-    return builtin or file.startswith(_LIBRARIES) or module.__name__.startswith("motes.")
+    return (
+        builtin or file.startswith(_LIBRARIES) or module.__name__.startswith("motes.")
+    )

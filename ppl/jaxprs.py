@@ -104,10 +104,12 @@ def block(jaxpr: Any) -> Block:
 
 
 def read(env: dict[Any, Any], atom: Any) -> Any:
+    """Look up the value of an atom."""
     return atom.val if isinstance(atom, core.Literal) else env[atom]
 
 
 def write(env: dict[Any, Any], eqn: Any, values: Sequence[Any]) -> None:
+    """Keep the outputs of an equation."""
     env.update(zip(eqn.outvars, values, strict=True))
 
 
@@ -157,10 +159,12 @@ def first_site_of(eqn: Any) -> Any:
 
 
 def is_variable(atom: Any) -> bool:
+    """Whether an atom is a variable, not a literal."""
     return not isinstance(atom, core.Literal)
 
 
 def is_scan(eqn: Any) -> bool:
+    """Whether an equation is a `lax.scan`."""
     return eqn.primitive.name == "scan"
 
 
@@ -203,6 +207,7 @@ def hide_frames(file: str) -> None:
 
 
 def avals(atoms: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+    """Return shapes and dtypes of atoms."""
     return [jax.ShapeDtypeStruct(a.aval.shape, a.aval.dtype) for a in atoms]
 
 

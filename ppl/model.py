@@ -52,7 +52,7 @@ class Model:
         self._cache = ProgramCache(fun)
 
     def __call__(self, *args: Any, address: str | None = None) -> Any:
-        """Inline the model into the model that calls it, in the scope `address` if given."""
+        """Inline the model into the one that calls it, in the scope `address` if given."""
         if address is None:
             return self._fun(*args)
         with scope(address):
@@ -145,7 +145,8 @@ class Model:
         new = read_entries("update", constraints, program.sites)
         old = _old_entries(trace, program)
         given = {
-            path: handlers.Given(old.get(path), new.get(path)) for path in {**old, **new}
+            path: handlers.Given(old.get(path), new.get(path))
+            for path in {**old, **new}
         }
         value, outcome = program.run(handlers.Update(), _typed(key), given, args)
         log_weight = outcome.tally.log_weight - trace.log_density

@@ -52,7 +52,8 @@ def vmap(fun: Callable, in_axes: Any = 0, axis_size: int | None = None) -> Calla
         is_mapped = [axis is not None for axis in axes]
         lane = [x[0] if m else x for x, m in zip(leaves, is_mapped, strict=True)]
         body, out_tree = jaxprs.trace(
-            lambda *xs: fun(*jax.tree.unflatten(tree, xs)), *jax.eval_shape(lambda: lane)
+            lambda *xs: fun(*jax.tree.unflatten(tree, xs)),
+            *jax.eval_shape(lambda: lane),
         )
         if not any(jaxprs.has_sites(eqn) for eqn in body.eqns):
             return jax.vmap(fun, in_axes=in_axes, axis_size=size)(*args)

@@ -101,6 +101,7 @@ class ProgramCache:
 
 
 def traced_leaves(args: tuple) -> list[Any]:
+    """Return the leaves of the arguments that are traced, not static."""
     return [x for x in jax.tree.leaves(args) if is_traced(x)]
 
 
@@ -110,7 +111,9 @@ def _signature(args: tuple) -> Any:
     for x in leaves:
         if is_traced(x):
             aval = jax.typeof(x) if not isinstance(x, jax.ShapeDtypeStruct) else x
-            described.append((aval.shape, aval.dtype, getattr(aval, "weak_type", False)))
+            described.append(
+                (aval.shape, aval.dtype, getattr(aval, "weak_type", False))
+            )
         else:
             described.append((type(x), x))
     config = (jnp.result_type(float), jax.config.jax_numpy_rank_promotion)

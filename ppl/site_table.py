@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from motes.ppl import jaxprs
-from motes.ppl.densities import Packed, is_distribution
+from motes.ppl.densities import Packed
 from motes.ppl.errors import AddressError, Path, ShapeError, format_path
 from motes.ppl.jaxprs import Block
 

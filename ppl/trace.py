@@ -31,7 +31,7 @@ class Trace:
     ):
         self.choices = choices
         self.return_value = return_value
-        self.log_density: Float[Array, "..."] = log_density
+        self.log_density: Float[Array, ...] = log_density
         self.args = args
 
     def __getitem__(self, address: str | tuple[str, ...]) -> Any:

@@ -88,7 +88,9 @@ class Unconstrained:
 
     def unconstrain(self, choices: Choices) -> Float[Array, " D"]:
         """Return the position of choices."""
-        return ravel_pytree(_free_values(self.target, self._program, choices, self.args))[0]
+        return ravel_pytree(
+            _free_values(self.target, self._program, choices, self.args)
+        )[0]
 
     def unravel(self, position: Float[Array, " D"]) -> Choices:
         """Return the unconstrained value of each address."""

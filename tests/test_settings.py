@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.statistics import assert_log_evidence_unbiased, assert_mean_is
 
 from motes.inference.smc import systematic
+from tests.statistics import assert_log_evidence_unbiased, assert_mean_is
 
 
 def test_wrong_shape_is_rejected_by_the_import_hook(key):

@@ -71,7 +71,9 @@ def enumerate_choices(
             f"got {total}. Raise max_assignments, or marginalize a chain exactly."
         )
     columns = np.indices([size for size, count in grids for _ in range(count)])
-    columns = columns.reshape(columns.shape[0], -1).T if grids else np.zeros((1, 0), int)
+    columns = (
+        columns.reshape(columns.shape[0], -1).T if grids else np.zeros((1, 0), int)
+    )
     choices = nest(_unpack(free, supports, columns))
 
     def log_density(choices: Choices) -> Array:

@@ -20,9 +20,20 @@ class FeynmanKac(Protocol):
             collected, or only what comes before the first.
     """
 
-    inputs: Any
-    num_steps: int
-    init_is_step: bool
+    @property
+    def inputs(self) -> Any:
+        """The data of each step."""
+        ...
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps after `init`."""
+        ...
+
+    @property
+    def init_is_step(self) -> bool:
+        """Whether `init` has seen data."""
+        ...
 
     def init(
         self, key: Key[Array, ""], num_particles: int

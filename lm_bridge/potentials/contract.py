@@ -8,12 +8,15 @@ decode is one compiled loop. Read `algebra.py` for products and `laws.py` for th
 
 import abc
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+Budget: TypeAlias = Int[Array, " N"] | Int[Array, ""] | int
+"""Tokens that may still come before EOS: for each particle, or for all."""
 
 
 class Potential(eqx.Module):
@@ -27,7 +30,7 @@ class Potential(eqx.Module):
         """Return the state of the empty text; at most `max_tokens` tokens will follow."""
 
     @abc.abstractmethod
-    def log_weights(self, state: Any, budget: Int[Array, " N"]) -> Float[Array, "N V"]:
+    def log_weights(self, state: Any, budget: Budget) -> Float[Array, "N V"]:
         """Return the log-weight increment of each next token, in nats; `-inf` forbids it.
 
         EOS leads from the weight of the prefix to that of the finished text.
@@ -46,7 +49,7 @@ class Potential(eqx.Module):
         """Return the state after one token for each active particle."""
 
     def log_increment(
-        self, state: Any, tokens: Int[Array, " N"], budget: Int[Array, " N"]
+        self, state: Any, tokens: Int[Array, " N"], budget: Budget
     ) -> Float[Array, " N"]:
         """Return the log-weight increment of one token for each particle, in nats."""
         every = self.log_weights(state, budget)
@@ -63,8 +66,7 @@ class Potential(eqx.Module):
     def complete(self, tokens: Sequence[int]) -> float:
         """Return the log-weight of a finished text (given without its EOS), in nats."""
         state, total = self._run(tokens)
-        budget = jnp.full((1,), len(tokens), jnp.int32)
-        return total + float(self.log_weights(state, budget)[0, self.eos_ids[0]])
+        return total + float(self.log_weights(state, 0)[0, self.eos_ids[0]])
 
     def _run(self, tokens: Sequence[int]) -> tuple[Any, float]:
         """Feed one text; the budget never binds."""
@@ -105,16 +107,18 @@ class Critic(Potential):
         """Return the log-weight of each text if it ends here, in nats."""
 
     def log_increment(
-        self, state: Any, tokens: Int[Array, " N"], budget: Int[Array, " N"]
+        self, state: Any, tokens: Int[Array, " N"], budget: Budget
     ) -> Float[Array, " N"]:
         ends = is_any_of(tokens, self.eos_ids)
         longer = self.log_prefix(self.step(state, tokens, ~ends))
         after = jnp.where(ends, self.log_complete(state), longer)
         return difference(after, self.log_prefix(state))
 
-    def log_weights(self, state: Any, budget: Int[Array, " N"]) -> Float[Array, "N V"]:
+    def log_weights(self, state: Any, budget: Budget) -> Float[Array, "N V"]:
+        shape = self.log_prefix(state).shape
+
         def of_token(token: Int[Array, ""]) -> Float[Array, " N"]:
-            return self.log_increment(state, jnp.broadcast_to(token, budget.shape), budget)
+            return self.log_increment(state, jnp.broadcast_to(token, shape), budget)
 
         return jax.vmap(of_token, out_axes=1)(jnp.arange(self.vocab_size))
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.lm_bridge.tiny import APPEND, GATHER, full_log_probs, tiny_lm
 
 from motes.lm_bridge import LanguageModel
 from motes.lm_bridge.cache import bucket_index, bucket_sizes
+from tests.lm_bridge.tiny import APPEND, GATHER, full_log_probs, tiny_lm
 
 
 def assert_state_is(lm, state, texts):

@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from tests.lm_bridge.tokenizers_zoo import SETTINGS, byte_level
 
 from motes.lm_bridge import TransformerLM, load_checkpoint, load_model
+from tests.lm_bridge.tokenizers_zoo import SETTINGS, byte_level
 
 GOLDENS = Path(__file__).parents[1] / "data" / "lm_goldens"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -6,10 +6,10 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.lm_bridge import goldens
 
 from motes.lm_bridge.checkpoint import load_model
 from motes.lm_bridge.transformer import stack_layers, unstack_layers
+from tests.lm_bridge import goldens
 
 FOLDER = Path(__file__).parents[1] / "data" / "lm_goldens"
 NAMES = sorted(path.name for path in FOLDER.iterdir())

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.lm_bridge import goldens
 
 from motes.lm_bridge import load_checkpoint
+from tests.lm_bridge import goldens
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

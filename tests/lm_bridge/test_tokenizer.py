@@ -1,9 +1,9 @@
 """Tokens are bytes: whatever is encoded comes back, split characters too."""
 
 import pytest
-from tests.lm_bridge.tokenizers_zoo import SETTINGS, byte_fallback, byte_level
 
 from motes.lm_bridge import Tokenizer, render_chat
+from tests.lm_bridge.tokenizers_zoo import SETTINGS, byte_fallback, byte_level
 
 TEXTS = ["the cat", " the  hat\n", "caf\u00e9 \u2603 \U0001f600", "\x00\x7f", ""]
 KINDS = pytest.mark.parametrize("build", [byte_level, byte_fallback])

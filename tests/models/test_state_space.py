@@ -6,8 +6,6 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from scipy import stats
-from tests.oracles import AR1, AR1_Y, TRUTH
-from tests.statistics import assert_log_evidence_unbiased, assert_mean_is
 
 from motes.inference.exact import enumerate_choices
 from motes.inference.smc import bootstrap, derive, run
@@ -21,6 +19,8 @@ from motes.models import (
     theta_logistic,
 )
 from motes.ppl import condition
+from tests.oracles import AR1, AR1_Y, TRUTH
+from tests.statistics import assert_log_evidence_unbiased, assert_mean_is
 
 NUM_STEPS = 4
 HMM = TRUTH["C1_hmm_gaussian"]

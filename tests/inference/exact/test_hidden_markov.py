@@ -30,7 +30,9 @@ CHAIN = HiddenMarkov(
 
 def test_filter_smoother_and_path_match_the_reference():
     filtered, smoothed = hmm_filter(CHAIN, HMM_Y), hmm_smoother(CHAIN, HMM_Y)
-    assert float(filtered.log_evidence) == pytest.approx(HMM["log_likelihood"], abs=1e-9)
+    assert float(filtered.log_evidence) == pytest.approx(
+        HMM["log_likelihood"], abs=1e-9
+    )
     np.testing.assert_allclose(filtered.probabilities[-1], HMM["filter_T"], atol=1e-9)
     np.testing.assert_allclose(smoothed.probabilities[0], HMM["smooth_t0"], atol=1e-9)
     np.testing.assert_allclose(smoothed.probabilities[3], HMM["smooth_t3"], atol=1e-9)

@@ -70,7 +70,9 @@ def dense(chain):
 
 def test_ar1_matches_the_reference():
     filtered = kalman_filter(ar1_chain(), AR1_Y[:, None])
-    assert float(filtered.log_evidence) == pytest.approx(AR1["log_likelihood"], abs=1e-9)
+    assert float(filtered.log_evidence) == pytest.approx(
+        AR1["log_likelihood"], abs=1e-9
+    )
     np.testing.assert_allclose(filtered.means[:, 0], AR1["filter_mean"], atol=1e-9)
     np.testing.assert_allclose(
         filtered.log_increments, AR1["loglik_increments"], atol=1e-9

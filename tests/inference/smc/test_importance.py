@@ -6,8 +6,8 @@ import numpyro.distributions as dist
 import pytest
 
 from motes.inference.smc import (
-    DeadParticles,
     SCHEMES,
+    DeadParticles,
     importance_sampling,
     resample_particles,
 )
