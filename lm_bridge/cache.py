@@ -1,8 +1,8 @@
 r"""The memory of a decode: a prompt stored once, and a suffix for each particle.
 
-A step computes the new token's keys and values in every layer, attends to the prompt,
-the suffix and the token itself in one softmax, and writes the suffix at the end. The
-suffix is read only up to the shortest of a few static lengths that covers all of it.
+In each layer a step writes the new token's keys and values behind the suffix, then
+attends to prompt and suffix in one softmax. The suffix is read only up to the shortest
+of a few static lengths that covers all of it.
 """
 
 from functools import partial
@@ -106,32 +106,33 @@ def decode_step(
     lengths = state.lengths.reshape(block_shape)
     angles = angles_at(model, positions)
     max_tokens = suffix_slots(state)
-    bucket = bucket_index(jnp.max(state.lengths, initial=0), max_tokens)
+    bucket = bucket_index(jnp.max(state.lengths, initial=0) + 1, max_tokens)
+    slots = jnp.where(active, state.lengths, max_tokens)
 
     def body(x: Array, block: Block, kind: Any, prompt: Any, suffix: Any) -> Any:
         window, rotates = kind
         query, key, value = project(model, block, rotates, x, angles)
+        # Writing before reading lets XLA update the cache in place.
+        suffix = (_write(suffix[0], key, slots), _write(suffix[1], value, slots))
 
         def attend(size: int) -> Array:
             own = _suffix_stretch(suffix, lengths, window, size)
             shared = _prompt_stretch(prompt, state.prompt.lengths, positions, window)
-            new = _new_stretch(key, value)
-            return attend_stretches(query, [shared, own, new])
+            return attend_stretches(query, [shared, own])
 
         branches = [partial(attend, size) for size in bucket_sizes(max_tokens)]
         attended = lax.switch(bucket, branches)
-        new = tuple(t.reshape(num_lanes, *t.shape[2:]) for t in (key, value))
-        return finish_block(model.config, block, x, attended), new
+        return finish_block(model.config, block, x, attended), suffix
 
     x = embed(model, tokens.reshape(block_shape), positions)
-    x, new = over_layers(body, model, x, state.prompt.layers, state.layers)
+    x, layers = over_layers(body, model, x, state.prompt.layers, state.layers)
     hidden = model.final_norm(model.config, x).reshape(num_lanes, -1)
     log_probs = jax.nn.log_softmax(apply_head(model, hidden))
     grown = state.lengths + active
     log_probs = jnp.where((grown <= max_tokens)[:, None], log_probs, jnp.nan)
     return DecodeState(
         prompt=state.prompt,
-        layers=_write(state.layers, new, state.lengths, active, log_probs),
+        layers=layers,
         lengths=grown,
         log_probs=jnp.where(active[:, None], log_probs, state.log_probs),
     )
@@ -190,32 +191,16 @@ def _suffix_stretch(
         for leaf in layer
     )
     distance = lengths[:, :, None] - jnp.arange(size)[None, None, :]
-    return Stretch(keys, values, (distance > 0) & (distance < window))
+    return Stretch(keys, values, (distance >= 0) & (distance < window))
 
 
-def _new_stretch(key: Array, value: Array) -> Stretch:
-    """Return the stretch of the token itself."""
-    mask = jnp.ones((*key.shape[:2], 1), bool)
-    return Stretch(key[:, :, :, None], value[:, :, :, None], mask)
-
-
-def _write(layers: Any, new: Any, lengths: Array, active: Array, hidden: Array) -> Any:
-    """Write each active particle's new keys and values behind its suffix.
-
-    Always by scattered rows: in a loop that is in place, and as fast as one slice. A
-    `cond` that picks the slice where particles are aligned makes XLA copy the cache.
-    """
-    room = jax.tree.leaves(layers)[0].shape[-2]
-    slots = jnp.where(active, lengths, room)
-    slots, _ = lax.optimization_barrier((slots, hidden))
-    return jax.tree.map(partial(_write_rows, slots), layers, new)
-
-
-def _write_rows(slots: Int[Array, " N"], leaf: Array, new: Array) -> Array:
-    """Write each particle's row at its own slot; slots out of range write nothing."""
-    axis = leaf.ndim - 4
+def _write(
+    leaf: Float[Array, "N K T D"], new: Float[Array, "P n K D"], slots: Int[Array, " N"]
+) -> Float[Array, "N K T D"]:
+    """Write each particle's row at its own slot; a slot out of range writes nothing."""
+    rows = new.reshape(leaf.shape[0], leaf.shape[1], leaf.shape[3])
 
     def write(own: Array, row: Array, slot: Array) -> Array:
-        return own.at[..., slot, :].set(row, mode="drop")
+        return own.at[:, slot].set(row, mode="drop")
 
-    return jax.vmap(write, in_axes=(axis, axis, 0), out_axes=axis)(leaf, new, slots)
+    return jax.vmap(write)(leaf, rows, slots)
