@@ -1,7 +1,7 @@
 """Train the small language model of `examples/assets/small-lm`.
 
     apt-get install bible-kjv bible-kjv-text r-cran-janeaustenr
-    python examples/train_small_lm.py --steps 4000
+    python examples/train_small_lm.py --steps 3600
 
 A Llama of 3.2 million parameters on Jane Austen, the King James Bible and worked
 arithmetic, on one CPU core. A run that is stopped goes on from its last checkpoint, bit
@@ -143,7 +143,7 @@ def main() -> None:
     """Parse the command line, train, export."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("build/small-lm"))
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--stop", type=int, help="stop early, to go on later")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=192)
