@@ -13,6 +13,12 @@ from motes.lm_bridge.language_model import (
     LMState as LMState,
 )
 from motes.lm_bridge.rope import Rope as Rope
+from motes.lm_bridge.tabular import (
+    ExactPosterior as ExactPosterior,
+    TabularLM as TabularLM,
+    enumerate_posterior as enumerate_posterior,
+    tabular_lm as tabular_lm,
+)
 from motes.lm_bridge.tokenizer import Tokenizer as Tokenizer
 from motes.lm_bridge.transformer import Transformer as Transformer
 from motes.lm_bridge.transformer_lm import TransformerLM as TransformerLM
