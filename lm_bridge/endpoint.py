@@ -1,0 +1,221 @@
+r"""A language model behind an OpenAI-compatible endpoint, on the host.
+
+`Endpoint.complete` sends prompts to `/completions` and returns texts with the
+log-probabilities of their tokens. Faults are retried with exponential back-off; what can
+not be had ends in one `EndpointError` that carries everything that was finished.
+"""
+
+import random
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import httpx
+
+RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+
+
+class Completion(NamedTuple):
+    """One drawn text; `top_log_probs` are the candidates at each token, in nats."""
+
+    text: str
+    tokens: tuple[str, ...]
+    log_probs: tuple[float, ...]
+    top_log_probs: tuple[dict[str, float], ...]
+    finish_reason: str
+
+
+class EndpointError(RuntimeError):
+    """The endpoint failed; `finished` has a completion, or None, for each prompt."""
+
+    def __init__(self, message: str, finished: list[Completion | None]):
+        super().__init__(message)
+        self.finished = finished
+
+
+class _Fault(Exception):
+    """A request that did not work; `wait` is what the server asked for, in seconds."""
+
+    def __init__(self, reason: str, is_final: bool = False, wait: float = 0.0):
+        super().__init__(reason)
+        self.is_final, self.wait = is_final, wait
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a model is served and how patiently it is asked.
+
+    Attributes:
+        base_url: Up to and with `/v1`.
+        model: The name that the server knows.
+        api_key: Sent as a bearer token; None sends none.
+        num_top: Candidates asked for at each token.
+        max_retries: Requests after the first, for each prompt.
+        timeout: Longest time for one answer, in seconds.
+        max_concurrency: Most requests at a time.
+        requests_per_second: Most requests started in a second; None is no limit.
+        backoff: First pause after a fault, in seconds; it doubles each time.
+        max_pause: Longest pause, also where the server asks for more, in seconds.
+    """
+
+    base_url: str
+    model: str
+    api_key: str | None = None
+    num_top: int = 5
+    max_retries: int = 5
+    timeout: float = 60.0
+    max_concurrency: int = 8
+    requests_per_second: float | None = None
+    backoff: float = 0.5
+    max_pause: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.max_concurrency < 1 or self.max_retries < 0 or self.timeout <= 0:
+            raise ValueError(
+                "Endpoint: max_concurrency must be at least 1, max_retries at least 0 "
+                f"and timeout positive, got {self.max_concurrency}, {self.max_retries} "
+                f"and {self.timeout}."
+            )
+
+    def complete(
+        self,
+        prompts: Sequence[str],
+        max_tokens: int,
+        seed: int,
+        stop: Sequence[str] = (),
+        finished: Sequence[Completion | None] | None = None,
+    ) -> list[Completion]:
+        """Draw one text for each prompt.
+
+        Prompt `n` is sent with a seed of its own, so a server that honors seeds gives
+        the same texts however often a request is repeated.
+
+        Args:
+            prompts: The prompts.
+            max_tokens: Most tokens of a text.
+            seed: Of the texts and of the pauses.
+            stop: Strings that end a text.
+            finished: From an `EndpointError`: what need not be asked for again.
+
+        Raises:
+            EndpointError: If a prompt fails for good; it carries what was finished.
+        """
+        results = list(finished) if finished is not None else [None] * len(prompts)
+        if len(results) != len(prompts):
+            raise ValueError(
+                f"complete: finished must have one entry for each of {len(prompts)} "
+                f"prompts, got {len(results)}."
+            )
+        pace = _Pace(self.requests_per_second)
+        failed = threading.Event()
+        faults: dict[int, Exception] = {}
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+
+        def work(client: httpx.Client, n: int) -> None:
+            body = {
+                "model": self.model, "prompt": prompts[n], "max_tokens": max_tokens,
+                "logprobs": self.num_top, "temperature": 1.0,
+                "seed": (seed * 1_000_003 + n) % 2**31,
+            }  # fmt: skip
+            body |= {"stop": list(stop)} if stop else {}
+            try:
+                results[n] = self._ask(client, body, pace, failed)
+            except _Fault as fault:
+                faults[n] = fault
+                failed.set()
+
+        with httpx.Client(headers=headers, timeout=self.timeout) as client:
+            with ThreadPoolExecutor(self.max_concurrency) as pool:
+                missing = [n for n, result in enumerate(results) if result is None]
+                list(pool.map(lambda n: work(client, n), missing))
+        if faults:
+            done = sum(result is not None for result in results)
+            n = min(faults, key=lambda i: str(faults[i]) == _STOPPED)
+            raise EndpointError(
+                f"complete: the endpoint must answer every prompt, got {done} of "
+                f"{len(prompts)}; prompt {n}: {faults[n]}. Pass the error's `finished` "
+                "to go on.",
+                results,
+            )
+        return [result for result in results if result is not None]
+
+    def _ask(
+        self,
+        client: httpx.Client,
+        body: dict[str, Any],
+        pace: "_Pace",
+        failed: threading.Event,
+    ) -> Completion:
+        """Send one request until it works, or for good fails."""
+        jitter = random.Random(body["seed"])
+        for attempt in range(self.max_retries + 1):
+            if failed.is_set():
+                raise _Fault(_STOPPED)
+            pace.wait()
+            try:
+                return self._send(client, body)
+            except _Fault as fault:
+                if fault.is_final or attempt == self.max_retries:
+                    raise _Fault(f"{fault} (attempt {attempt + 1})") from fault
+                pause = self.backoff * 2**attempt * jitter.uniform(0.5, 1.5)
+                failed.wait(min(max(pause, fault.wait), self.max_pause))
+        raise AssertionError("the loop returns or raises")
+
+    def _send(self, client: httpx.Client, body: dict[str, Any]) -> Completion:
+        try:
+            answer = client.post(f"{self.base_url.rstrip('/')}/completions", json=body)
+        except httpx.HTTPError as error:
+            raise _Fault(f"{type(error).__name__}: {error}") from error
+        if answer.status_code != 200:
+            raise _Fault(
+                f"HTTP {answer.status_code}: {answer.text[:200]}",
+                answer.status_code not in RETRIED,
+                _retry_after(answer.headers.get("Retry-After")),
+            )
+        try:
+            return _parse(answer.json())
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise _Fault(f"malformed answer: {error!r}") from error
+
+
+_STOPPED = "stopped because another prompt failed"
+
+
+class _Pace:
+    """Spaces the starts of requests, over all threads."""
+
+    def __init__(self, per_second: float | None):
+        self.gap = 0.0 if per_second is None else 1.0 / per_second
+        self.lock, self.next = threading.Lock(), 0.0
+
+    def wait(self) -> None:
+        with self.lock:
+            start = max(self.next, time.monotonic())
+            self.next = start + self.gap
+        time.sleep(max(0.0, start - time.monotonic()))
+
+
+def _retry_after(header: str | None) -> float:
+    """Read seconds; a date, which servers may send too, is left to the back-off."""
+    try:
+        return max(0.0, float(header)) if header else 0.0
+    except ValueError:
+        return 0.0
+
+
+def _parse(answer: Any) -> Completion:
+    """Read one choice; refuse log-probabilities that are none."""
+    choice = answer["choices"][0]
+    logprobs = choice["logprobs"]
+    tokens = tuple(str(token) for token in logprobs["tokens"])
+    values = tuple(float(value) for value in logprobs["token_logprobs"])
+    if len(values) != len(tokens) or not all(value <= 1e-6 for value in values):
+        raise ValueError(f"token_logprobs {values} of tokens {tokens}")
+    top = tuple(
+        {str(token): float(value) for token, value in one.items()}
+        for one in logprobs.get("top_logprobs") or [{}] * len(tokens)
+    )
+    return Completion(choice["text"], tokens, values, top, str(choice["finish_reason"]))
