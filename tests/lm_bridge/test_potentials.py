@@ -58,14 +58,17 @@ def test_evidence_is_that_of_the_design(potential, evidence):
     ("potential", "accepts"),
     [
         (without(["cc", "ab"], BYTES, EOS), lambda s: "cc" not in s and "ab" not in s),
-        (stopping_at(["bc", "a"], BYTES, EOS), lambda s: re.fullmatch("(b|c(?<!bc))*(a|(?<=b)c)", s)),
+        (stopping_at(["bc", "a"], BYTES, EOS),
+         lambda s: re.fullmatch("(b|c(?<!bc))*(a|(?<=b)c)", s)),
         (phrases(["abc", "ab", "c"], BYTES, EOS), lambda s: s in ("abc", "ab", "c")),
-        (containing_words(["ab", "ca"], BYTES, EOS, whole=False), lambda s: "ab" in s and "ca" in s),
+        (containing_words(["ab", "ca"], BYTES, EOS, whole=False),
+         lambda s: "ab" in s and "ca" in s),
         (regex("a+b?c*", BYTES, EOS), lambda s: re.fullmatch("a+b?c*", s)),
         (ban_tokens([2], 4, EOS), lambda s: "c" not in s),
         (LengthWindow(2, 3, 4, EOS), lambda s: 2 <= len(s) <= 3),
         (NO_CC * regex("c.*", BYTES, EOS), lambda s: s[:1] == "c" and "cc" not in s),
-        (Predicate(lambda t: t.count(b"a") == 2, BYTES, 4, EOS), lambda s: s.count("a") == 2),
+        (Predicate(lambda t: t.count(b"a") == 2, BYTES, 4, EOS),
+         lambda s: s.count("a") == 2),
     ],
 )  # fmt: skip
 def test_constraint_accepts_exactly_its_texts(potential, accepts):
