@@ -5,6 +5,7 @@ parameters vary over them, and all lanes come from one call of the distribution.
 caller's own `jax.vmap` over keys it does what JAX users expect.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -23,7 +24,8 @@ from motes.ppl.densities import (
     pack,
     rank_promotion,
 )
-from motes.ppl.plates import is_lane_axis, lane_key
+from motes.ppl.jaxprs import random_size
+from motes.ppl.plates import is_lane_axis, keys_of_lanes, lane_key
 
 draw_p = Primitive("draw")
 draw_p.multiple_results = True
@@ -72,12 +74,21 @@ class Draw:
         arrays = [self._spread(i, x, sizes) for i, x in enumerate(arrays)]
         try:
             batched = promote_batch_shape(self.packed.unpack(arrays))
-            shape = jax.eval_shape(batched.sample, key).shape
+            shape, drawn = random_size(batched.sample)
         except (NotImplementedError, ValueError, TypeError):
             return None
-        if shape != sizes + density.batch_shape + density.event_shape:
+        # A distribution may have the right shape and yet spread one draw over lanes.
+        lane_shape, needed = random_size(self._first_lane(arrays).sample)
+        if shape != sizes + lane_shape or drawn < math.prod(sizes) * needed:
             return None
         return [batched.sample(key)]
+
+    def _first_lane(self, arrays: Sequence[Any]) -> Any:
+        """Return the density of the first lane, from arrays that were spread."""
+        first = (0,) * len(self.lanes)
+        varies = zip(*(lane.varies for lane in self.lanes), strict=True)
+        pairs = zip(arrays, varies, strict=True)
+        return self.packed.unpack([x[first] if any(v) else x for x, v in pairs])
 
     def _spread(self, index: int, array: Any, sizes: tuple[int, ...]) -> Any:
         """Give a leaf that varies over some lanes an axis for every lane."""
@@ -129,6 +140,8 @@ def _batch_draw(axis_data: Any, args: Any, dims: Any, *, draw: Draw) -> Any:
     has_keys = dims[0] is not None
     if not has_keys and not is_lane_axis(axis_data):
         return _batch_with_one_key(axis_data, moved, dims, draw)
+    if has_keys and is_lane_axis(axis_data):
+        moved[0] = keys_of_lanes(moved[0])
     varies = tuple(dim is not None for dim in dims[1:])
     lane = Lane(axis_data.size, has_keys, varies)
     values = draw_p.bind(*moved, draw=replace(draw, lanes=(lane, *draw.lanes)))

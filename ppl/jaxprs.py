@@ -98,6 +98,26 @@ def reads_inputs(fun: Callable, arg: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(arg), leaves)
 
 
+def random_size(sample: Callable[[Any], Any]) -> tuple[tuple[int, ...], int]:
+    """Return the shape that `sample(key)` has, and how many random elements it draws."""
+    traced = trace_shapes(sample, jax.random.key(0))
+    return traced.shapes.shape, _random_elements(traced.body)
+
+
+def _random_elements(body: Block) -> int:
+    total = 0
+    for eqn in body.eqns:
+        inner = [_random_elements(sub) for sub in sub_blocks(eqn)]
+        total += sum(inner)
+        if not inner and any(map(_is_key, eqn.invars)):
+            total += sum(v.aval.size for v in eqn.outvars if not _is_key(v))
+    return total
+
+
+def _is_key(atom: Any) -> bool:
+    return jax.dtypes.issubdtype(atom.aval.dtype, jax.dtypes.prng_key)
+
+
 def block(jaxpr: Any) -> Block:
     """View an open or closed jaxpr of any supported JAX release as a block."""
     return Block(getattr(jaxpr, "jaxpr", jaxpr), list(getattr(jaxpr, "consts", ())))

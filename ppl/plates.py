@@ -154,12 +154,19 @@ lane_key_p.def_abstract_eval(lambda key: key)
 mlir.register_lowering(lane_key_p, lambda _, key: [key])
 
 
+def keys_of_lanes(keys: jax.Array) -> jax.Array:
+    """Make the keys of lanes differ: a branch under a batched predicate copies its key."""
+    return jax.vmap(jax.random.fold_in)(keys, jnp.arange(keys.shape[0]))
+
+
 def _batch_lane_key(axis_data: Any, args: Any, dims: Any) -> tuple[Any, Any]:
     (key,), (dim,) = args, dims
     key = lane_key_p.bind(key)
-    if dim is None and is_lane_axis(axis_data):
+    if not is_lane_axis(axis_data):
+        return key, dim
+    if dim is None:
         return jax.random.split(key, axis_data.size), 0
-    return key, dim
+    return keys_of_lanes(jnp.moveaxis(key, dim, 0)), 0
 
 
 batching.fancy_primitive_batchers[lane_key_p] = _batch_lane_key
