@@ -116,10 +116,12 @@ def _draw_once(key: Any, density: Any) -> list[Any]:
 
 
 def _evaluate(key: Any, *arrays: Any, draw: Draw) -> list[Any]:
-    return draw(key, arrays)
+    # Some families draw another dtype in a batch than alone: the declared one counts.
+    declared = _draw_shapes(key, *arrays, draw=draw)
+    values = draw(key, arrays)
+    return [x.astype(s.dtype) for x, s in zip(values, declared, strict=True)]
 
 
-@draw_p.def_abstract_eval
 def _draw_shapes(_: Any, *arrays: Any, draw: Draw) -> list[Any]:
     sizes = tuple(lane.size for lane in draw.lanes)
     own = tuple(
@@ -167,6 +169,7 @@ def _differentiate(primals: Any, tangents: Any, *, draw: Draw) -> Any:
     return jax.jvp(lambda *xs: draw(key, xs), arrays, dots)
 
 
+draw_p.def_abstract_eval(_draw_shapes)
 draw_p.def_impl(jax.jit(_evaluate, static_argnames="draw"))
 mlir.register_lowering(draw_p, mlir.lower_fun(_evaluate, multiple_results=True))
 batching.fancy_primitive_batchers[draw_p] = _batch_draw
