@@ -156,7 +156,12 @@ mlir.register_lowering(lane_key_p, lambda _, key: [key])
 
 def keys_of_lanes(keys: jax.Array) -> jax.Array:
     """Make the keys of lanes differ: a branch under a batched predicate copies its key."""
-    return jax.vmap(jax.random.fold_in)(keys, jnp.arange(keys.shape[0]))
+
+    def lane(keys: jax.Array, index: jax.Array) -> jax.Array:
+        fold = jax.vmap(jax.random.fold_in, (0, None))
+        return fold(keys.reshape(-1), index).reshape(keys.shape)
+
+    return jax.vmap(lane)(keys, jnp.arange(keys.shape[0]))
 
 
 def _batch_lane_key(axis_data: Any, args: Any, dims: Any) -> tuple[Any, Any]:
