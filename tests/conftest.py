@@ -25,3 +25,13 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 def key(request: pytest.FixtureRequest) -> jax.Array:
     """A key of the test's own, the same on every run."""
     return jax.random.key(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def users_lines_in_errors():
+    """The hook that checks types wraps every function; errors should not point at it."""
+    import jaxtyping
+
+    from motes.ppl.jaxprs import hide_frames
+
+    hide_frames(str(Path(jaxtyping.__file__).parent))

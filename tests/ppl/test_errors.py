@@ -1,0 +1,136 @@
+"""What is wrong with a model or its inputs is said when it is traced."""
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+import pytest
+
+from motes.ppl import AddressError, ShapeError, factor, masked, model, sample, vmap
+
+
+def normal(name="x"):
+    return sample(name, dist.Normal(0.0, 1.0))
+
+
+@model
+def walk():
+    scale = sample("scale", dist.HalfNormal(1.0))
+    return vmap(lambda m: sample("steps", dist.Normal(m, scale)))(jnp.zeros(3))
+
+
+@model
+def twice():
+    normal()
+    normal()
+
+
+@model
+def under_native_vmap():
+    jax.vmap(lambda m: sample("x", dist.Normal(m, 1.0)))(jnp.zeros(3))
+
+
+@model
+def in_while_loop():
+    jax.lax.while_loop(lambda x: x < 3, lambda x: x + normal(), 0.0)
+
+
+@model
+def two_shapes():
+    jax.lax.cond(
+        True,
+        lambda: sample("x", dist.Normal(jnp.zeros(2), 1.0)).sum(),
+        normal,
+    )
+
+
+@model
+def differentiated():
+    jax.grad(lambda m: sample("x", dist.Normal(m, 1.0)))(1.0)
+
+
+@model
+def wide_factor():
+    factor("f", jnp.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("program", "error", "words"),
+    [
+        (twice, AddressError, r"used once, got 'x' at .*test_errors.py.* and again at"),
+        (under_native_vmap, AddressError, r"under jax.vmap.*'x'.*motes.ppl.vmap"),
+        (in_while_loop, AddressError, r"inside lax.while_loop.*'x'.*lax.scan"),
+        (two_shapes, ShapeError, r"'x' one shape and dtype, got .*test_errors.py"),
+        (differentiated, AddressError, r"must not be differentiated.*'x'"),
+        (wide_factor, ShapeError, r"log_weight must be a scalar, got shape \(2,\)"),
+    ],
+)
+def test_ill_formed_models_are_refused_when_traced(key, program, error, words):
+    with pytest.raises(error, match=words):
+        program.simulate(key)
+
+
+def test_sites_outside_a_model_are_refused():
+    with pytest.raises(AddressError, match="must stand in a model.*'x' outside"):
+        normal()
+    with pytest.raises(AddressError, match="must stand in a model.*'x' outside"):
+        jax.jit(normal)()
+
+
+@pytest.mark.parametrize(
+    ("constraints", "error", "words"),
+    [
+        ({"step": jnp.zeros(3)}, AddressError, "'scale', 'steps'.*mean 'steps'"),
+        ({"steps": jnp.zeros(2)}, ShapeError, r"shape \(3,\), got \(2,\) .* 'steps'"),
+        ({"steps": jnp.zeros((3, 1))}, ShapeError, r"shape \(3,\), got \(3, 1\)"),
+        ({"steps": 1j * jnp.zeros(3)}, ShapeError, "dtype float64, got complex128"),
+        (
+            {"scale": -1.0},
+            ValueError,
+            "must lie in the support.*-1.0 at address 'scale'",
+        ),
+        ({"steps": masked(jnp.zeros(3), jnp.ones(2))}, ShapeError, "mask must have"),
+    ],
+)
+def test_bad_constraints_are_refused(key, constraints, error, words):
+    with pytest.raises(error, match=words):
+        walk.generate(key, constraints)
+
+
+def test_missing_choices_are_named(key):
+    with pytest.raises(AddressError, match="none at address 'steps'"):
+        walk.log_density({"scale": 1.0})
+
+
+def test_masked_data_weigh_only_where_known(key):
+    steps = jnp.array([0.5, jnp.nan, -0.5])
+    mask = jnp.array([True, False, True])
+    data = {"scale": 1.0, "steps": masked(steps, mask)}
+    trace, log_weight = walk.generate(key, data)
+    exact = dist.HalfNormal(1.0).log_prob(1.0)
+    exact += dist.Normal(0.0, 1.0).log_prob(steps[jnp.array([0, 2])]).sum()
+    assert float(log_weight) == pytest.approx(float(exact))
+    assert jnp.isfinite(trace["steps"]).all()
+
+
+def test_an_exception_leaves_nothing_behind(key):
+    @model
+    def broken():
+        normal()
+        raise RuntimeError("broken on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        broken.simulate(key)
+    assert walk.simulate(key)["steps"].shape == (3,)
+
+
+def test_changed_closures_are_seen():
+    means = [1.0]
+
+    @model
+    def shifted():
+        sample("x", dist.Normal(means[0], 1.0))
+
+    first = shifted.log_density({"x": 0.0})
+    means[0] = 2.0
+    second = shifted.log_density({"x": 0.0})
+    assert float(first - second) == pytest.approx(1.5)
