@@ -346,7 +346,7 @@ def branch_per_lane():
 
 @add()
 def nested_plates_of_equal_sizes():
-    rows = np.arange(1.0, 10.0).reshape(3, 3)
+    rows = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]]
 
     @model
     def f():
@@ -363,7 +363,7 @@ def nested_plates_of_equal_sizes():
         total = normal(mu, np.array([1.0, 2.0, 3.0]))
         for i in range(3):
             for j in range(3):
-                total += normal(x[i, j], mu[j] + float(rows[i, j]), 0.1)
+                total += normal(x[i, j], mu[j] + rows[i][j], 0.1)
                 total += normal(c["y"][i, j], mu[j], 0.1)
         return total
 
