@@ -126,6 +126,10 @@ def draw_shape(packed: Packed, avals: tuple[Any, ...]) -> Any:
     return _draw_shape(packed, avals, jnp.result_type(float))
 
 
+# Inside an abstract evaluation JAX has no trace that could make a key.
+_KEY = jax.eval_shape(jax.random.key, 0)
+
+
 @lru_cache(maxsize=4096)
 def _draw_shape(packed: Packed, avals: tuple[Any, ...], precision: Any) -> Any:
     del precision  # the default dtype is part of the cache's key
@@ -137,7 +141,7 @@ def _draw_shape(packed: Packed, avals: tuple[Any, ...], precision: Any) -> Any:
         return density.sample_with_log_density(key)
 
     with rank_promotion():
-        return jax.eval_shape(draw, jax.random.key(0), list(avals))
+        return jax.eval_shape(draw, _KEY, list(avals))
 
 
 def value_shape(packed: Packed, arrays: Any) -> Any:
