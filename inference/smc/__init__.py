@@ -1,5 +1,6 @@
 """Sequential Monte Carlo: one engine, two drivers, builders of programs."""
 
+from motes.inference.smc.blocks import run_blocks as run_blocks
 from motes.inference.smc.derived import TimeState as TimeState, derive as derive
 from motes.inference.smc.feynman_kac import FeynmanKac as FeynmanKac
 from motes.inference.smc.importance import (

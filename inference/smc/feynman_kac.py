@@ -6,7 +6,7 @@ $G_t(x_{t-1}, x_t)$, for all particles at once. `run` and `steps` are the driver
 
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 
 @runtime_checkable
@@ -72,4 +72,13 @@ class Gathers(Protocol):
 
     def gather(self, state: Any, ancestors: Any) -> Any:
         """Return the state whose particle `n` is a copy of particle `ancestors[n]`."""
+        ...
+
+
+@runtime_checkable
+class Ends(Protocol):
+    """A program that may end before its last step; from then on nothing changes."""
+
+    def has_ended(self, state: Any) -> Bool[Array, ""]:
+        """Return whether further steps would leave every particle as it is."""
         ...

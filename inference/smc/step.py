@@ -11,7 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from motes.inference.smc.feynman_kac import FeynmanKac, Finishes, Gathers, LooksAhead
+from motes.inference.smc.feynman_kac import (
+    Ends,
+    FeynmanKac,
+    Finishes,
+    Gathers,
+    LooksAhead,
+)
 from motes.inference.smc.particles import (
     Particles,
     from_log_weights,
@@ -73,15 +79,37 @@ def advance(
         inputs: The data of this step.
         policy: When and how to resample.
     """
-    resample_key, step_key = jax.random.split(jax.random.fold_in(key, step))
+
+    def move() -> Particles:
+        resample_key, step_key = jax.random.split(jax.random.fold_in(key, step))
+        resampled = _resample(resample_key, program, particles, inputs, policy)
+        state, log_increments = program.step(step_key, resampled.state, inputs)
+        moved = resampled._replace(state=state)
+        return reweight(moved, log_increments, jnp.asarray(step))
+
+    return unless_ended(program, particles, move)
+
+
+def unless_ended(
+    program: FeynmanKac, particles: Particles, move: Callable[[], Particles]
+) -> Particles:
+    """Move the particles, unless the program says that it has ended."""
+    if not isinstance(program, Ends):
+        return move()
+    ended = program.has_ended(particles.state)
+    if isinstance(ended, jax.core.Tracer):
+        return jax.lax.cond(ended, lambda: particles, move)
+    return particles if ended else move()
+
+
+def _resample(
+    key: Any, program: FeynmanKac, particles: Particles, inputs: Any, policy: Policy
+) -> Particles:
     gather = program.gather if isinstance(program, Gathers) else take
-    if isinstance(program, LooksAhead):
-        scores = program.look_ahead(particles.state, inputs)
-        particles = resample_ahead(resample_key, particles, scores, policy, gather)
-    else:
-        particles = resample_if_needed(resample_key, particles, policy, gather)
-    state, log_increments = program.step(step_key, particles.state, inputs)
-    return reweight(particles._replace(state=state), log_increments, jnp.asarray(step))
+    if not isinstance(program, LooksAhead):
+        return resample_if_needed(key, particles, policy, gather)
+    scores = program.look_ahead(particles.state, inputs)
+    return resample_ahead(key, particles, scores, policy, gather)
 
 
 def finish(key: Key[Array, ""], program: FeynmanKac, particles: Particles) -> Particles:
