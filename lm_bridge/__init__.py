@@ -8,16 +8,30 @@ from motes.lm_bridge.checkpoint import (
     load_tokenizer as load_tokenizer,
 )
 from motes.lm_bridge.config import TransformerConfig as TransformerConfig
+from motes.lm_bridge.decode import (
+    decode as decode,
+    decode_batch as decode_batch,
+    decoding as decoding,
+    stream as stream,
+)
+from motes.lm_bridge.decoded import Decoded as Decoded, History as History
+from motes.lm_bridge.decoding import Budget as Budget, Unit as Unit
 from motes.lm_bridge.language_model import (
     LanguageModel as LanguageModel,
     LMState as LMState,
 )
+from motes.lm_bridge.rejection import reject as reject
 from motes.lm_bridge.rope import Rope as Rope
 from motes.lm_bridge.tabular import (
     ExactPosterior as ExactPosterior,
     TabularLM as TabularLM,
     enumerate_posterior as enumerate_posterior,
     tabular_lm as tabular_lm,
+)
+from motes.lm_bridge.token_draws import (
+    adaptive_rejection as adaptive_rejection,
+    locally_constrained as locally_constrained,
+    weighed_after as weighed_after,
 )
 from motes.lm_bridge.tokenizer import Tokenizer as Tokenizer
 from motes.lm_bridge.transformer import Transformer as Transformer

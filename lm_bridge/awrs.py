@@ -54,9 +54,18 @@ def draw_token(
         raise ValueError(
             f"draw_token: num_accepts must be at least 2, got {num_accepts}."
         )
-    probs = np.exp(np.asarray(log_probs, float))
     seed = np.asarray(jax.random.bits(key, (4,), jnp.uint32)).tolist()
-    random = np.random.default_rng(seed)
+    return draw_with(np.random.default_rng(seed), log_probs, allows, num_accepts)
+
+
+def draw_with(
+    random: np.random.Generator,
+    log_probs: np.ndarray,
+    allows: Callable[[int], bool],
+    num_accepts: int = 2,
+) -> Draw:
+    """Draw as `draw_token` does, with NumPy's random numbers: for callbacks."""
+    probs = np.exp(np.asarray(log_probs, float))
     if probs.max() >= GEOMETRIC_FROM or num_accepts > 2:
         return _draw_geometric(random, probs, allows, num_accepts)
     possible = np.flatnonzero(probs)

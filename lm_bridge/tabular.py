@@ -36,18 +36,19 @@ class TabularLM(eqx.Module):
         """Return the number of tokens, EOS included."""
         return self.log_table.shape[1]
 
-    def prefill(self, prompt_tokens: Any) -> Int[Array, ""]:
-        """Return the row that follows the prompt; an empty prompt is the start."""
-        prompt = jnp.asarray(prompt_tokens, jnp.int32)
-        return (
-            prompt[-1] if prompt.shape[0] else jnp.asarray(self.vocab_size, jnp.int32)
-        )
+    def prefill(self, prompt_tokens: Any) -> Int[Array, " P"]:
+        """Return the row that follows each prompt; an empty prompt is the start."""
+        several = isinstance(prompt_tokens, list) and np.ndim(prompt_tokens[0]) == 1
+        prompts = prompt_tokens if several else [prompt_tokens]
+        start = jnp.full(1, self.vocab_size)
+        last = [jnp.append(start, jnp.asarray(prompt))[-1] for prompt in prompts]
+        return jnp.stack(last).astype(jnp.int32)
 
     def init_state(
-        self, prefilled: Int[Array, ""], num_particles: int, max_tokens: int
+        self, prefilled: Int[Array, " P"], num_particles: int, max_tokens: int
     ) -> Int[Array, " N"]:
-        """Return the row of each particle; `max_tokens` is not needed."""
-        return jnp.full((num_particles,), prefilled)
+        """Return the row of each prompt's particles; `max_tokens` is not needed."""
+        return jnp.repeat(prefilled, num_particles)
 
     def next_log_probs(self, state: Int[Array, " N"]) -> Float[Array, "N V"]:
         """Return the log-probabilities of the next token, in nats."""

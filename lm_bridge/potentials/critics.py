@@ -39,18 +39,25 @@ class Reader(Critic):
         return Written(written.astype(jnp.int32), state.lengths + active)
 
 
+def _as_pytree(function: Callable) -> Callable:
+    """Make a plain function, which JAX takes for a leaf, a part of the structure."""
+    is_leaf = jax.tree.leaves(function) == [function]
+    return jax.tree_util.Partial(function) if is_leaf else function
+
+
 class Classifier(Reader):
     """A JAX function of the tokens as a log-weight.
 
     Attributes:
-        log_score: From tokens `(N, T)` and lengths `(N,)` to log-weights `(N,)`, in nats.
+        log_score: From tokens `(N, T)` and lengths `(N,)` to log-weights `(N,)`, in nats; a
+            function, or a module with parameters.
         vocab_size: Number of token ids.
         eos_ids: Ids that end a text.
         on_completion: Whether only finished texts are weighed; prefixes then have
             weight one.
     """
 
-    log_score: Callable[[Array, Array], Array]
+    log_score: Callable[[Array, Array], Array] = eqx.field(converter=_as_pytree)
     vocab_size: int = eqx.field(static=True)
     eos_ids: tuple[int, ...] = eqx.field(static=True)
     on_completion: bool = eqx.field(static=True, default=True)

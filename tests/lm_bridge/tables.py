@@ -23,7 +23,7 @@ class LastToken(Potential):
     eos_ids: tuple[int, ...] = (END,)
 
     def init(self, num_particles, max_tokens):
-        return jnp.full(num_particles, END)
+        return jnp.full(num_particles, END, jnp.int32)
 
     def log_weights(self, state, budget):
         return jnp.log(jnp.asarray(self.factors))[state]

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from motes.inference.smc import SCHEMES, DeadParticles, run, steps
-from motes.lm_bridge.decode import decode, decoding, draw_tokens
+from motes.lm_bridge.decode import decode, decoding
 from motes.lm_bridge.tabular import enumerate_posterior
 from tests.lm_bridge.tables import BOTH, ENDS_IN_B, KNOWN, NEVER_CC, NEVER_ENDS, TABLE
 from tests.statistics import (
-    assert_counts_fit,
     assert_log_evidence_unbiased,
     assert_mean_is,
 )
@@ -79,7 +78,7 @@ def test_finished_texts_keep_their_weight(key):
     early = np.asarray(found.log_weights)[np.asarray(found.lengths) < 4]
     np.testing.assert_allclose(early, early.max())
     assert np.all(np.asarray(found.log_weights) <= early.max() + 1e-12)
-    assert int(found.num_generated) == int((found.lengths + 1).sum())
+    assert int(found.budget.generated) == int((found.lengths + 1).sum())
 
 
 def test_particle_by_particle_driver_agrees(key):
@@ -88,14 +87,6 @@ def test_particle_by_particle_driver_agrees(key):
     whole, _ = run(key, program, 6)
     np.testing.assert_array_equal(last.state.tokens, whole.state.tokens)
     np.testing.assert_allclose(last.log_evidence, whole.log_evidence)
-
-
-def test_inverse_cdf_draws_have_their_probabilities(key):
-    probabilities = np.array([0.0, 0.3, 0.0, 0.6, 0.1, 0.0])
-    scores = jnp.broadcast_to(jnp.log(probabilities)[None] + 3.0, (20_000, 6))
-    tokens, log_sums = draw_tokens(key, scores)
-    np.testing.assert_allclose(log_sums, 3.0)
-    assert_counts_fit(probabilities, np.bincount(np.asarray(tokens), minlength=6))
 
 
 def test_impossible_requests_are_found_before_the_first_token(key):
@@ -108,5 +99,7 @@ def test_impossible_requests_are_found_before_the_first_token(key):
 
 
 def test_dead_ends_are_reported_with_the_texts(key):
-    with pytest.raises(DeadParticles, match="none is after token 4; the longest has 3"):
+    with pytest.raises(
+        DeadParticles, match="none is after step 4, by LastToken; the longest"
+    ):
         decode(key, TABLE, (), 10, 3, NEVER_ENDS)
