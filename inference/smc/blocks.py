@@ -71,7 +71,7 @@ def _advance(
 ) -> Particles:
     """Resample the populations that need it, then move and weigh all."""
 
-    def move() -> Particles:
+    def move(particles: Particles) -> Particles:
         resample_key, step_key = jax.random.split(jax.random.fold_in(key, step))
         resampled = _resample(resample_key, program, particles, policy)
         state, increments = program.step(step_key, resampled.state, inputs)

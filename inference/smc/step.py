@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Key
 
 from motes.inference.smc.feynman_kac import (
@@ -80,7 +81,7 @@ def advance(
         policy: When and how to resample.
     """
 
-    def move() -> Particles:
+    def move(particles: Particles) -> Particles:
         resample_key, step_key = jax.random.split(jax.random.fold_in(key, step))
         resampled = _resample(resample_key, program, particles, inputs, policy)
         state, log_increments = program.step(step_key, resampled.state, inputs)
@@ -91,15 +92,28 @@ def advance(
 
 
 def unless_ended(
-    program: FeynmanKac, particles: Particles, move: Callable[[], Particles]
+    program: FeynmanKac, particles: Particles, move: Callable[[Particles], Particles]
 ) -> Particles:
     """Move the particles, unless the program says that it has ended."""
     if not isinstance(program, Ends):
-        return move()
-    ended = program.has_ended(particles.state)
-    if isinstance(ended, jax.core.Tracer):
-        return jax.lax.cond(ended, lambda: particles, move)
-    return particles if ended else move()
+        return move(particles)
+    return in_place_if(~program.has_ended(particles.state), move, particles)
+
+
+def in_place_if(flag: Any, change: Callable[[Any], Any], carry: Any) -> Any:
+    """Change the carry if the flag is set, where it lies in memory.
+
+    For large states: a `cond` copies what one of its branches leaves as it is; a loop of
+    at most one turn does not. It has no derivative in reverse mode.
+    """
+    if not isinstance(flag, Tracer):
+        return change(carry) if flag else carry
+    _, carry = jax.lax.while_loop(
+        lambda pair: pair[0],
+        lambda pair: (jnp.zeros_like(pair[0]), change(pair[1])),
+        (flag, carry),
+    )
+    return carry
 
 
 def _resample(
@@ -183,30 +197,27 @@ def _when_low(
     num, threshold = particles.num_particles, policy.ess_threshold
     dtypes = jnp.arange(num).dtype, particles.log_weights.dtype
 
-    def move() -> tuple[Any, ...]:
+    def move(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         ancestors, log_weights = offspring()
-        state = gather(particles.state, ancestors)
+        state = gather(carry[0], ancestors)
         kept = ancestors.astype(dtypes[0]) if policy.keep_ancestors else None
         return state, log_weights.astype(dtypes[1]), kept
 
-    def stay() -> tuple[Any, ...]:
-        kept = jnp.arange(num) if policy.keep_ancestors else None
-        return particles.state, particles.log_weights, kept
-
+    kept = jnp.arange(num) if policy.keep_ancestors else None
+    carry = (particles.state, particles.log_weights, kept)
+    is_low = ess < threshold * num
     if threshold >= 1:
-        moved = move()
-    elif threshold <= 0:
-        moved = stay()
-    elif isinstance(ess, jax.core.Tracer):
-        moved = jax.lax.cond(ess < threshold * num, move, stay)
-    else:
+        carry = move(carry)
+    elif threshold > 0 and (gather is not take or not isinstance(is_low, Tracer)):
         # Outside `jit` states may be arrays that JAX cannot trace, such as strings.
-        moved = move() if ess < threshold * num else stay()
-    state, log_weights, ancestors = moved
+        carry = in_place_if(is_low, move, carry)
+    elif threshold > 0:
+        carry = jax.lax.cond(is_low, move, lambda carry: carry, carry)
+    state, log_weights, ancestors = carry
     return particles._replace(state=state, log_weights=log_weights, ancestors=ancestors)
 
 
 def _take(values: Any, ancestors: Array) -> Any:
-    if isinstance(values, np.ndarray) and not isinstance(ancestors, jax.core.Tracer):
+    if isinstance(values, np.ndarray) and not isinstance(ancestors, Tracer):
         return values[np.asarray(ancestors)]
     return jnp.asarray(values)[ancestors]
