@@ -1,10 +1,12 @@
 """The examples run as a reader runs them: as programs, in a folder of their own."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,3 +40,17 @@ def test_tour_fits_the_oil_price_and_draws_it(tmp_path: Path) -> None:
     printed = run_example("tour.py", "--draws", "20", folder=tmp_path)
     assert "stochastic volatility is better by" in printed
     assert (tmp_path / "tour.png").read_bytes().startswith(PNG_HEADER)
+
+
+@pytest.mark.slow
+def test_steer_obeys_and_draws_its_genealogy(tmp_path: Path) -> None:
+    printed = run_example("steer.py", "--plain", "200", "--runs", "2", folder=tmp_path)
+    rows = re.findall(r"(\d+) of 200 +(-\d+\.\d\d) \+- ", printed)
+    sentence, *_, longest = [(int(obey), float(log_z)) for obey, log_z in rows]
+    # Plain texts obey as often as the evidence says, and the hardest rule hardly ever.
+    assert abs(sentence[0] / 200 - np.exp(sentence[1])) < 0.15
+    assert longest[0] <= 2 and longest[1] < -6
+    steered = re.search(r"checked line by line +158 (\d\.\d\d)", printed)
+    assert steered is not None and float(steered[1]) > 0.5
+    assert (tmp_path / "steer.png").read_bytes().startswith(PNG_HEADER)
+    assert "log evidence" in (tmp_path / "steer.html").read_text(encoding="utf-8")
