@@ -5,6 +5,7 @@ its target over texts of at most $T$ tokens, $\gamma(y) = p(y\,\mathrm{EOS})\,\p
 a finite sum: `enumerate_posterior` returns all of it, and every sampler is tested on it.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -107,7 +108,7 @@ class ExactPosterior(NamedTuple):
     """Every text of positive weight, without its EOS.
 
     Attributes:
-        texts: Token ids of each text.
+        texts: Token ids of each text; once for each id that may end it.
         log_joint: Log of model probability times potential, in nats.
         log_evidence: Log of the sum of the joint, in nats.
     """
@@ -122,8 +123,11 @@ class ExactPosterior(NamedTuple):
         return np.exp(self.log_joint - self.log_evidence)
 
     def as_dict(self) -> dict[tuple[int, ...], float]:
-        """Return the posterior probability of each text, by its tokens."""
-        return dict(zip(self.texts, self.probabilities.tolist(), strict=True))
+        """Return the posterior probability of each text, by its tokens, over all ends."""
+        total: dict[tuple[int, ...], float] = defaultdict(float)
+        for text, probability in zip(self.texts, self.probabilities, strict=True):
+            total[text] += float(probability)
+        return dict(total)
 
 
 def enumerate_posterior(
