@@ -6,11 +6,13 @@ All give unbiased evidence: $E[\hat Z] = \sum_y p_\text{LM}(y)\phi(y)$.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Key
 
 from motes.inference.smc import (
@@ -146,29 +148,15 @@ def decode_batch(
     max_tokens: int,
     potential: Potential | None = None,
     *,
-    critic: Critic | None = None,
-    sampler: Sampler = locally_constrained,
-    unit: Unit = TOKEN,
     resample: Resampler = systematic,
     ess_threshold: float = 0.5,
+    **options: Any,
 ) -> Decoded:
     """Draw weighted texts for many prompts in one batch; each resamples among its own.
 
     The result has the prompts as leading axis. A prompt whose texts all met a dead end
-    has a log evidence of `-inf`; the others are not touched.
-
-    Args:
-        key: PRNG key; consumed.
-        lm: A `LanguageModel` that reads several prompts.
-        prompts: Token ids of each prompt, at least one.
-        num_particles: Number of texts for each prompt.
-        max_tokens: Most tokens of a text.
-        potential: As in `decode`, as are all further arguments.
-        critic: As in `decode`.
-        sampler: As in `decode`.
-        unit: As in `decode`.
-        resample: As in `decode`.
-        ess_threshold: As in `decode`.
+    has a log evidence of `-inf`; the others are not touched. `options` are `critic`,
+    `proposal` (with as many prompts), `sampler` and `unit`, as in `decode`.
 
     Raises:
         ValueError: If there is no prompt, or no text can satisfy the potential.
@@ -177,18 +165,15 @@ def decode_batch(
         raise ValueError(
             "decode_batch: prompts must hold at least one prompt, got none."
         )
+    shape = (len(prompts), num_particles)
     rows = [jnp.asarray(prompt, jnp.int32) for prompt in prompts]
-    options: Any = {"critic": critic, "sampler": sampler, "num_prompts": len(rows)}
-    program = decoding(lm, rows, max_tokens, potential, unit=unit, **options)
-    shape = (len(rows), num_particles)
+    program = decoding(lm, rows, max_tokens, potential, num_prompts=shape[0], **options)
     how: Any = {"resample": resample, "ess_threshold": ess_threshold}
     particles, history = run_blocks(key, program, *shape, collect=_record, **how)
-    found = _result(particles, history, max_tokens)
+    found = _result(particles, _by_prompt(history, shape), max_tokens)
     columns = (found.tokens, found.lengths, found.finished)
     columns = [leaf.reshape(*shape, *leaf.shape[1:]) for leaf in columns]
-    return Decoded(
-        *columns, *found[3:5], _by_prompt(found.history, shape), found.budget
-    )
+    return Decoded(*columns, *found[3:])
 
 
 def stream(
@@ -245,9 +230,10 @@ def _result(particles: Particles, history: History, max_tokens: int) -> Decoded:
     Inside a caller's `jit` the number of steps is not known: the last is repeated.
     """
     state, spent = particles.state, particles.state.spent
-    if not isinstance(spent.steps, jax.core.Tracer):
-        last = int(spent.steps)
-        history = jax.tree.map(lambda leaf: leaf[:last], history)
+    if not isinstance(spent.steps, Tracer):
+        axis, last = history.ess.ndim - 1, int(spent.steps)
+        cut = partial(jax.lax.slice_in_dim, start_index=0, limit_index=last, axis=axis)
+        history = jax.tree.map(cut, history)
     texts = (state.tokens[:, :max_tokens], state.lengths, state.finished)
     weights = (particles.log_weights, particles.log_evidence)
     return Decoded(*texts, *weights, history, spent)
@@ -277,7 +263,7 @@ def _check_first_token(potential: Potential, max_tokens: int) -> None:
         budget = jnp.full((1,), max_tokens, jnp.int32)
         first = potential.log_weights(potential.init(1, max_tokens), budget)
         impossible = jnp.all(jnp.isneginf(first))
-    if not isinstance(impossible, jax.core.Tracer) and impossible:
+    if not isinstance(impossible, Tracer) and impossible:
         raise ValueError(
             f"decoding: potential must allow some text of at most max_tokens="
             f"{max_tokens} tokens, forbids every first token."
