@@ -5,6 +5,7 @@ the head of key and value that they share. The stretches of a decode step, the s
 prompt, the particle's own suffix and the token itself, meet in one softmax.
 """
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -55,18 +56,19 @@ def attend_stretches(
 ) -> Float[Array, "P N W"]:
     """Let each particle's token attend to all unmasked slots of all stretches."""
     grouped = group_heads(query, stretches[0].keys.shape[-3])
-    scores = jnp.concatenate([_scores(grouped, s) for s in stretches], axis=-1)
-    weights = jax.nn.softmax(scores).astype(query.dtype)
-    out, start = jnp.zeros((), query.dtype), 0
-    for stretch in stretches:
-        stop = start + stretch.mask.shape[-1]
-        own = "n" if stretch.values.ndim == 5 else ""
-        part = jnp.einsum(
-            f"pnkgs,p{own}ksd->pnkgd", weights[..., start:stop], stretch.values
-        )
-        out = part if start == 0 else out + part
-        start = stop
-    return out.reshape(*query.shape[:2], -1)
+    scores = [_scores(grouped, stretch) for stretch in stretches]
+    top = reduce(jnp.maximum, [s.max(axis=-1, keepdims=True) for s in scores])
+    weights = [jnp.exp(s - top) for s in scores]
+    total = reduce(jnp.add, [w.sum(axis=-1, keepdims=True) for w in weights])
+    out = reduce(jnp.add, map(_mix, weights, stretches))
+    return (out / total).astype(query.dtype).reshape(*query.shape[:2], -1)
+
+
+def _mix(weights: Float[Array, "P N K G S"], stretch: Stretch) -> Array:
+    """Return the weighted sum of one stretch's values, in float32."""
+    own, values = "n" if stretch.values.ndim == 5 else "", stretch.values
+    spec = f"pnkgs,p{own}ksd->pnkgd"
+    return jnp.einsum(spec, weights.astype(values.dtype), values).astype(jnp.float32)
 
 
 def _scores(grouped: Float[Array, "P N K G D"], stretch: Stretch) -> Array:

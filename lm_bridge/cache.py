@@ -1,11 +1,12 @@
 r"""The memory of a decode: a prompt stored once, and a suffix for each particle.
 
 In each layer a step writes the new token's keys and values behind the suffix, then
-attends to prompt and suffix in one softmax. The suffix is read only up to the shortest
-of a few static lengths that covers all of it.
+attends to prompt and suffix in one softmax. A suffix lies in pages of which only those
+in use are read. Read `pages.py` for what resampling does to them.
 """
 
 from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from motes.lm_bridge.attention import Stretch, attend_stretches
+from motes.lm_bridge.pages import page_sizes, settle, write
 from motes.lm_bridge.transformer import (
     Block,
     Transformer,
@@ -26,9 +28,6 @@ from motes.lm_bridge.transformer import (
     project,
 )
 
-MIN_BUCKET = 32
-"""The shortest length of suffix that a step reads."""
-
 
 class PromptCache(NamedTuple):
     """What the model keeps of $P$ prompts, padded on the right to one length.
@@ -36,12 +35,12 @@ class PromptCache(NamedTuple):
     Attributes:
         layers: Keys and values of each layer, `(P, heads, length, head_dim)`.
         lengths: Number of tokens of each prompt.
-        log_probs: Log-probabilities of the token after each prompt, in nats.
+        hidden: Last layer at the last token of each.
     """
 
     layers: Any
     lengths: Int[Array, " P"]
-    log_probs: Float[Array, "P V"]
+    hidden: Float[Array, "P E"]
 
 
 class DecodeState(NamedTuple):
@@ -49,15 +48,19 @@ class DecodeState(NamedTuple):
 
     Attributes:
         prompt: Shared by the particles of a block; resampling never touches it.
-        layers: Keys and values of each layer, `(N, heads, max_tokens, head_dim)`.
+        layers: Keys and values of each layer, each in pages `(N, heads, size, head_dim)`.
+        rows: The row of the pages that each particle continues.
+        shared: Whether particles may share rows, as after resampling.
         lengths: Number of tokens after the prompt; the suffix beyond is garbage.
-        log_probs: Log-probabilities of the next token, in nats.
+        hidden: Last layer at the last token.
     """
 
     prompt: PromptCache
     layers: Any
+    rows: Int[Array, " N"]
+    shared: Bool[Array, ""]
     lengths: Int[Array, " N"]
-    log_probs: Float[Array, "N V"]
+    hidden: Float[Array, "N E"]
 
 
 def read_prompt(
@@ -66,8 +69,7 @@ def read_prompt(
     """Read prompts, padded on the right with any token, in one pass."""
     hidden, layers = forward(model, tokens)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
-    log_probs = jax.nn.log_softmax(apply_head(model, last[:, 0]))
-    return PromptCache(layers, lengths.astype(jnp.int32), log_probs)
+    return PromptCache(layers, lengths.astype(jnp.int32), last[:, 0])
 
 
 def init_decode(
@@ -76,17 +78,27 @@ def init_decode(
     """Return `num_particles` empty suffixes for each prompt."""
     config, dtype = model.config, model.embedding.dtype
     num_lanes = prompt.lengths.shape[0] * num_particles
-    shape = (num_lanes, config.num_kv_heads, max_tokens, config.head_dim)
-    if isinstance(model.blocks, tuple):
-        layers = tuple(
-            (jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in model.blocks
-        )
-    else:
-        stacked = (config.num_layers, *shape)
-        layers = (jnp.zeros(stacked, dtype), jnp.zeros(stacked, dtype))
-    lengths = jnp.zeros(num_lanes, jnp.int32)
-    log_probs = jnp.repeat(prompt.log_probs, num_particles, axis=0)
-    return DecodeState(prompt, layers, lengths, log_probs)
+    blocks = model.blocks if isinstance(model.blocks, tuple) else None
+    leading = (num_lanes,) if blocks else (config.num_layers, num_lanes)
+
+    def pages() -> tuple[Array, ...]:
+        heads, sizes = config.num_kv_heads, page_sizes(max_tokens)
+        shapes = [(*leading, heads, size, config.head_dim) for size in sizes]
+        return tuple(jnp.zeros(shape, dtype) for shape in shapes)
+
+    return DecodeState(
+        prompt,
+        tuple((pages(), pages()) for _ in blocks) if blocks else (pages(), pages()),
+        jnp.arange(num_lanes, dtype=jnp.int32),
+        jnp.zeros((), bool),
+        jnp.zeros(num_lanes, jnp.int32),
+        jnp.repeat(prompt.hidden, num_particles, axis=0),
+    )
+
+
+def next_log_probs(model: Transformer, state: DecodeState) -> Float[Array, "N V"]:
+    """Return the log-probabilities of the next token, in nats."""
+    return jax.nn.log_softmax(apply_head(model, state.hidden))
 
 
 def decode_step(
@@ -99,77 +111,89 @@ def decode_step(
 
     A particle that grows beyond `max_tokens` gets NaN as its log-probabilities.
     """
-    num_prompts, num_lanes = state.prompt.lengths.shape[0], tokens.shape[0]
-    block_shape = (num_prompts, num_lanes // num_prompts)
-    positions = jnp.repeat(state.prompt.lengths, block_shape[1]) + state.lengths
-    positions = positions.reshape(block_shape)
-    lengths = state.lengths.reshape(block_shape)
-    angles = angles_at(model, positions)
-    max_tokens = suffix_slots(state)
-    bucket = bucket_index(jnp.max(state.lengths, initial=0) + 1, max_tokens)
-    slots = jnp.where(active, state.lengths, max_tokens)
-
-    def body(x: Array, block: Block, kind: Any, prompt: Any, suffix: Any) -> Any:
-        window, rotates = kind
-        query, key, value = project(model, block, rotates, x, angles)
-        # Writing before reading lets XLA update the cache in place.
-        suffix = (_write(suffix[0], key, slots), _write(suffix[1], value, slots))
-
-        def attend(size: int) -> Array:
-            own = _suffix_stretch(suffix, lengths, window, size)
-            shared = _prompt_stretch(prompt, state.prompt.lengths, positions, window)
-            return attend_stretches(query, [shared, own])
-
-        branches = [partial(attend, size) for size in bucket_sizes(max_tokens)]
-        attended = lax.switch(bucket, branches)
-        return finish_block(model.config, block, x, attended), suffix
-
-    x = embed(model, tokens.reshape(block_shape), positions)
-    x, layers = over_layers(body, model, x, state.prompt.layers, state.layers)
-    hidden = model.final_norm(model.config, x).reshape(num_lanes, -1)
-    log_probs = jax.nn.log_softmax(apply_head(model, hidden))
-    grown = state.lengths + active
-    log_probs = jnp.where((grown <= max_tokens)[:, None], log_probs, jnp.nan)
-    return DecodeState(
-        prompt=state.prompt,
-        layers=layers,
-        lengths=grown,
-        log_probs=jnp.where(active[:, None], log_probs, state.log_probs),
+    layers, rows = settle(state.layers, state.rows, state.shared)
+    particle = (
+        jnp.zeros_like(rows).at[rows].set(jnp.arange(len(rows), dtype=rows.dtype))
     )
+    hidden, layers = _forward(
+        model,
+        state.prompt,
+        layers,
+        state.lengths[particle],
+        tokens[particle],
+        active[particle],
+    )
+    grown = state.lengths + active
+    hidden = jnp.where((grown <= _starts(layers)[-1])[:, None], hidden[rows], jnp.nan)
+    hidden = jnp.where(active[:, None], hidden, state.hidden)
+    return DecodeState(state.prompt, layers, rows, jnp.zeros((), bool), grown, hidden)
 
 
 def gather(state: DecodeState, ancestors: Int[Array, " N"]) -> DecodeState:
     """Return the state whose particle `n` is a copy of particle `ancestors[n]`."""
-
-    def take(leaf: Array, axis: int = 0) -> Array:
-        return jnp.take(leaf, ancestors, axis=axis, mode="clip")
-
-    # The particles are the first axis but for that of stacked layers.
-    return DecodeState(
-        prompt=state.prompt,
-        layers=jax.tree.map(lambda leaf: take(leaf, leaf.ndim - 4), state.layers),
-        lengths=take(state.lengths),
-        log_probs=take(state.log_probs),
+    return state._replace(
+        rows=state.rows[ancestors],
+        shared=jnp.ones((), bool),
+        lengths=state.lengths[ancestors],
+        hidden=state.hidden[ancestors],
     )
 
 
-def bucket_sizes(max_tokens: int) -> list[int]:
-    """Return the lengths of suffix that a step may read: doubling, then all."""
-    sizes = [MIN_BUCKET]
-    while sizes[-1] < max_tokens:
-        sizes.append(2 * sizes[-1])
-    return [*sizes[:-1], max_tokens]
+def _forward(
+    model: Transformer,
+    prompt: PromptCache,
+    layers: Any,
+    lengths: Int[Array, " N"],
+    tokens: Int[Array, " N"],
+    active: Bool[Array, " N"],
+) -> tuple[Float[Array, "N E"], Any]:
+    """Read one token for each row of the pages; return the last layer, and the pages."""
+    starts = _starts(layers)
+    slots = jnp.where(active, lengths, starts[-1])
+    in_use = jnp.sum(
+        jnp.max(lengths, initial=0) >= jnp.asarray(starts[1:-1], jnp.int32)
+    )
+    blocks = (prompt.lengths.shape[0], -1)
+    tokens, lengths = tokens.reshape(blocks), lengths.reshape(blocks)
+    positions = prompt.lengths[:, None] + lengths
+    angles = angles_at(model, positions)
+
+    def body(x: Array, block: Block, kind: Any, shared: Any, suffix: Any) -> Any:
+        window, rotates = kind
+        query, *new = project(model, block, rotates, x, angles)
+        # Writing before reading lets XLA update the cache in place.
+        suffix = tuple(map(partial(_write, starts, slots), suffix, new))
+        stretches = [_prompt_stretch(shared, prompt.lengths, positions, window)]
+        for start, *page in zip(starts, *suffix, strict=False):
+            stretches.append(_suffix_stretch(page, lengths - start, window))
+        branches = [
+            partial(attend_stretches, query, stretches[: n + 1])
+            for n in range(1, len(stretches))
+        ]
+        attended = lax.switch(in_use, branches)
+        return finish_block(model.config, block, x, attended), suffix
+
+    x = embed(model, tokens, positions)
+    x, layers = over_layers(body, model, x, prompt.layers, layers)
+    hidden = model.final_norm(model.config, x)
+    return hidden.reshape(slots.shape[0], -1), layers
 
 
-def bucket_index(length: Int[Array, ""], max_tokens: int) -> Int[Array, ""]:
-    """Return the first of `bucket_sizes` that covers `length` tokens."""
-    sizes = jnp.asarray(bucket_sizes(max_tokens)[:-1], jnp.int32)
-    return jnp.sum(length > sizes, dtype=jnp.int32)
+def _starts(layers: Any) -> list[int]:
+    """Return the position of each page's first token, then the number of all."""
+    keys = layers[0] if isinstance(layers[0][0], jax.Array) else layers[0][0]
+    return [0, *accumulate(page.shape[-2] for page in keys)]
 
 
-def suffix_slots(state: DecodeState) -> int:
-    """Return the number of tokens that the suffix has room for."""
-    return jax.tree.leaves(state.layers)[0].shape[-2]
+def _write(
+    starts: list[int], slots: Int[Array, " N"], pages: tuple[Array, ...], new: Array
+) -> tuple[Array, ...]:
+    """Write each row's new key or value into the page that has its slot."""
+    rows = new.reshape(slots.shape[0], *new.shape[2:])
+    return tuple(
+        write(page, rows, slots - start)
+        for page, start in zip(pages, starts, strict=False)
+    )
 
 
 def _prompt_stretch(
@@ -182,25 +206,8 @@ def _prompt_stretch(
     return Stretch(keys, values, mask & (positions[:, :, None] - slot < window))
 
 
-def _suffix_stretch(
-    layer: Any, lengths: Int[Array, "P n"], window: Any, size: int
-) -> Stretch:
-    """Return the first `size` slots of the particles' own stretches."""
-    keys, values = (
-        leaf[:, :, :size].reshape(*lengths.shape, leaf.shape[1], size, leaf.shape[3])
-        for leaf in layer
-    )
-    distance = lengths[:, :, None] - jnp.arange(size)[None, None, :]
+def _suffix_stretch(page: Any, lengths: Int[Array, "P n"], window: Any) -> Stretch:
+    """Return a page of the particles' own stretches."""
+    keys, values = (leaf.reshape(*lengths.shape, *leaf.shape[1:]) for leaf in page)
+    distance = lengths[:, :, None] - jnp.arange(keys.shape[3])[None, None, :]
     return Stretch(keys, values, (distance >= 0) & (distance < window))
-
-
-def _write(
-    leaf: Float[Array, "N K T D"], new: Float[Array, "P n K D"], slots: Int[Array, " N"]
-) -> Float[Array, "N K T D"]:
-    """Write each particle's row at its own slot; a slot out of range writes nothing."""
-    rows = new.reshape(leaf.shape[0], leaf.shape[1], leaf.shape[3])
-
-    def write(own: Array, row: Array, slot: Array) -> Array:
-        return own.at[:, slot].set(row, mode="drop")
-
-    return jax.vmap(write)(leaf, rows, slots)

@@ -25,7 +25,7 @@ from motes.lm_bridge.transformer import (
     unstack_layers,
 )
 
-PROMPT_MULTIPLE = 32
+PROMPT_MULTIPLE = 16
 """Prompts are padded to a multiple of this, so that few lengths are compiled."""
 SCANNED_LAYERS = 8
 """From this many layers on, an accelerator scans them."""
@@ -84,7 +84,7 @@ class TransformerLM(eqx.Module):
 
     def next_log_probs(self, state: DecodeState) -> Float[Array, "N V"]:
         """Return the log-probabilities of the next token, in nats."""
-        return state.log_probs
+        return cache.next_log_probs(self.model, state)
 
     def append(
         self, state: DecodeState, tokens: Int[Array, " N"], active: Bool[Array, " N"]

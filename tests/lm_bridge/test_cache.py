@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from motes.lm_bridge import LanguageModel
-from motes.lm_bridge.cache import bucket_index, bucket_sizes
 from tests.lm_bridge.tiny import APPEND, GATHER, full_log_probs, tiny_lm
 
 
@@ -92,21 +91,9 @@ def test_growing_beyond_max_tokens_gives_nan():
     assert jnp.isnan(lm.next_log_probs(state)[0]).all()
     assert_state_is(
         lm,
-        state._replace(
-            log_probs=state.log_probs.at[0].set(full_log_probs(lm, [1, 2, 5, 5]))
-        ),
-        [[1, 2, 5, 5], [1, 2, 6, 6]],
+        state._replace(hidden=state.hidden.at[0].set(state.hidden[1])),
+        [[1, 2, 6, 6], [1, 2, 6, 6]],
     )
-
-
-def test_buckets_cover_every_length_once():
-    assert bucket_sizes(20) == [20]
-    assert bucket_sizes(100) == [32, 64, 100]
-    lengths = jnp.arange(101)
-    sizes = jnp.asarray(bucket_sizes(100))
-    chosen = sizes[jax.vmap(lambda n: bucket_index(n, 100))(lengths)]
-    assert (chosen >= lengths).all()
-    assert (chosen[:33] == 32).all() and (chosen[33:65] == 64).all()
 
 
 def test_log_prob_of_a_text_is_the_sum_of_its_tokens():
