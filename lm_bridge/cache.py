@@ -130,12 +130,21 @@ def decode_step(
 
 
 def gather(state: DecodeState, ancestors: Int[Array, " N"]) -> DecodeState:
-    """Return the state whose particle `n` is a copy of particle `ancestors[n]`."""
-    return state._replace(
-        rows=state.rows[ancestors],
-        shared=jnp.ones((), bool),
-        lengths=state.lengths[ancestors],
-        hidden=state.hidden[ancestors],
+    """Return the state whose particle `n` is a copy of particle `ancestors[n]`.
+
+    Nothing is moved, unless the number of particles changes, as in an enumeration.
+    """
+    rows, layers, shared = state.rows[ancestors], state.layers, True
+    if rows.shape != state.rows.shape:
+        layers = jax.tree.map(lambda page: jnp.take(page, rows, axis=-4), layers)
+        rows, shared = jnp.arange(rows.shape[0], dtype=rows.dtype), False
+    return DecodeState(
+        state.prompt,
+        layers,
+        rows,
+        jnp.asarray(shared),
+        state.lengths[ancestors],
+        state.hidden[ancestors],
     )
 
 
