@@ -29,11 +29,20 @@ class Completion(NamedTuple):
 
 
 class EndpointError(RuntimeError):
-    """The endpoint failed; `finished` has a completion, or None, for each prompt."""
+    """The endpoint failed; nothing that it had answered is lost.
 
-    def __init__(self, message: str, finished: list[Completion | None]):
+    Attributes:
+        finished: A completion, or None, for each prompt.
+        fault: What went wrong with which prompt.
+        particles: The population before the step that failed, where particles ask.
+    """
+
+    def __init__(
+        self, message: str, finished: list[Completion | None], fault: str = ""
+    ):
         super().__init__(message)
-        self.finished = finished
+        self.finished, self.fault = finished, fault
+        self.particles: Any = None
 
 
 class _Fault(Exception):
@@ -103,7 +112,8 @@ class Endpoint:
         Raises:
             EndpointError: If a prompt fails for good; it carries what was finished.
         """
-        results = list(finished) if finished is not None else [None] * len(prompts)
+        results: list[Completion | None] = [None] * len(prompts)
+        results = results if finished is None else list(finished)
         if len(results) != len(prompts):
             raise ValueError(
                 f"complete: finished must have one entry for each of {len(prompts)} "
@@ -117,7 +127,7 @@ class Endpoint:
         def work(client: httpx.Client, n: int) -> None:
             body = {
                 "model": self.model, "prompt": prompts[n], "max_tokens": max_tokens,
-                "logprobs": self.num_top, "temperature": 1.0,
+                "logprobs": self.num_top, "temperature": 1.0, "top_p": 1.0,
                 "seed": (seed * 1_000_003 + n) % 2**31,
             }  # fmt: skip
             body |= {"stop": list(stop)} if stop else {}
@@ -127,18 +137,23 @@ class Endpoint:
                 faults[n] = fault
                 failed.set()
 
-        with httpx.Client(headers=headers, timeout=self.timeout) as client:
+        # Reading the certificates takes longer than a request on this machine.
+        is_safe = self.base_url.startswith("https")
+        with httpx.Client(
+            headers=headers, timeout=self.timeout, verify=is_safe
+        ) as client:
             with ThreadPoolExecutor(self.max_concurrency) as pool:
                 missing = [n for n, result in enumerate(results) if result is None]
                 list(pool.map(lambda n: work(client, n), missing))
         if faults:
             done = sum(result is not None for result in results)
             n = min(faults, key=lambda i: str(faults[i]) == _STOPPED)
+            fault = f"prompt {n}: {faults[n]}"
             raise EndpointError(
                 f"complete: the endpoint must answer every prompt, got {done} of "
-                f"{len(prompts)}; prompt {n}: {faults[n]}. Pass the error's `finished` "
-                "to go on.",
+                f"{len(prompts)}; {fault}. Pass the error's `finished` to go on.",
                 results,
+                fault,
             )
         return [result for result in results if result is not None]
 
@@ -177,7 +192,7 @@ class Endpoint:
             )
         try:
             return _parse(answer.json())
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise _Fault(f"malformed answer: {error!r}") from error
 
 
@@ -218,4 +233,7 @@ def _parse(answer: Any) -> Completion:
         {str(token): float(value) for token, value in one.items()}
         for one in logprobs.get("top_logprobs") or [{}] * len(tokens)
     )
-    return Completion(choice["text"], tokens, values, top, str(choice["finish_reason"]))
+    text, reason = choice["text"], choice["finish_reason"]
+    if not isinstance(text, str) or not isinstance(reason, str):
+        raise ValueError(f"text {text!r} with finish_reason {reason!r}")
+    return Completion(text, tokens, values, top, reason)
