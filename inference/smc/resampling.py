@@ -11,6 +11,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from motes.inference.smc.cumulative import (
+    from_cumulative,
+    repeat,
+    running_sum,
+    search,
+)
+
 
 class Resampled(NamedTuple):
     """Offspring of a population.
@@ -53,7 +60,7 @@ def systematic(
     """
     weights = _normalize("systematic", log_weights, num_draws)
     below = _on_grid(key, num_draws * weights)
-    return _equal(_from_cumulative(below, weights > 0, num_draws), weights)
+    return _equal(from_cumulative(below, weights > 0, num_draws), weights)
 
 
 def stratified(
@@ -65,11 +72,11 @@ def stratified(
         Chopin and Papaspiliopoulos (2020), Section 9.6.
     """
     weights = _normalize("stratified", log_weights, num_draws)
-    edges = num_draws * jnp.cumsum(weights)
+    edges = num_draws * running_sum(weights)
     cell = jnp.floor(edges).astype(int).clip(0, num_draws - 1)
     jitter = jax.random.uniform(key, (num_draws,), weights.dtype)
     below = cell + (jitter[cell] < edges - cell)
-    return _equal(_from_cumulative(below, weights > 0, num_draws), weights)
+    return _equal(from_cumulative(below, weights > 0, num_draws), weights)
 
 
 def multinomial(
@@ -84,7 +91,7 @@ def multinomial(
     spacings = jax.random.exponential(key, (num_draws + 1,), weights.dtype)
     cumulative = jnp.cumsum(spacings)
     ordered = cumulative[:-1] / cumulative[-1]
-    return _equal(_search(weights, ordered), weights)
+    return _equal(search(weights, ordered), weights)
 
 
 def residual(
@@ -102,8 +109,8 @@ def residual(
     counts = whole.astype(int)
     rest = num_draws - jnp.sum(counts)
     extra = (jnp.arange(num_draws) < rest).astype(int)
-    counts = counts.at[_search(scaled - whole, points)].add(extra)
-    return _equal(_repeat(counts, num_draws), weights)
+    counts = counts.at[search(scaled - whole, points)].add(extra)
+    return _equal(repeat(counts, num_draws), weights)
 
 
 def killing(
@@ -130,7 +137,7 @@ def killing(
         weights / jnp.max(weights)
     )
     points = jax.random.uniform(draw_key, (num,), weights.dtype)
-    drawn = _search(weights, points)
+    drawn = search(weights, points)
     return _equal(jnp.where(survives, jnp.arange(num), drawn), weights)
 
 
@@ -172,7 +179,7 @@ def ssp(
     )
     counts = whole.astype(int).at[settled].add(rounded_up.astype(int))
     counts = counts.at[last].add((left > 0.5).astype(int))
-    return _equal(_repeat(counts, num_draws), weights)
+    return _equal(repeat(counts, num_draws), weights)
 
 
 def optimal(
@@ -193,7 +200,7 @@ def optimal(
     heavy = scaled >= 1.0
     below = _on_grid(key, jnp.where(heavy, 0.0, scaled))
     counts = jnp.diff(below, prepend=0).clip(0) * (weights > 0) + heavy
-    ancestors = _repeat(counts, num_draws)
+    ancestors = repeat(counts, num_draws)
     new = jnp.where(heavy[ancestors], weights[ancestors], 1.0 / scale)
     new = jnp.where(jnp.arange(num_draws) < jnp.sum(counts), new, 0.0)
     return Resampled(ancestors, jnp.log(new) + jnp.log(float(num_draws)))
@@ -255,45 +262,4 @@ def _equal(ancestors: Array, weights: Array) -> Resampled:
 def _on_grid(key: Array, scaled: Array) -> Array:
     """Count the points of a random unit grid below each cumulative sum."""
     offset = jax.random.uniform(key, (), scaled.dtype)
-    return jnp.ceil(jnp.cumsum(scaled) - offset).astype(jnp.int32)
-
-
-def _from_cumulative(below: Array, alive: Array, num_draws: int) -> Array:
-    """Turn the number of offspring of particles up to each into ancestors."""
-    below = below.clip(0, num_draws)
-
-    def count() -> Array:
-        return _count_below(below, num_draws).clip(max=below.shape[0] - 1)
-
-    def mark() -> Array:
-        # Partial sums are rounded one by one, so they may grow at a weight of zero: only
-        # live particles are marked, and the one before takes what is left.
-        starts = jnp.concatenate([jnp.zeros((1,), below.dtype), below[:-1]])
-        where = jnp.where(alive & (starts < below), starts, num_draws)
-        index = jnp.arange(below.shape[0], dtype=jnp.int32)
-        marks = jnp.zeros((num_draws,), jnp.int32)
-        return jax.lax.cummax(marks.at[where].max(index, mode="drop"))
-
-    return jax.lax.cond(jnp.all(alive), count, mark)
-
-
-def _count_below(below: Array, num_draws: int) -> Array:
-    """For each slot, count the particles whose offspring all come before it."""
-    ends = jnp.zeros((num_draws + 1,), jnp.int32)
-    return jnp.cumsum(ends.at[below].add(1, mode="promise_in_bounds")[:-1])
-
-
-def _repeat(counts: Array, num_draws: int) -> Array:
-    ancestors = _count_below(jnp.cumsum(counts).clip(0, num_draws), num_draws)
-    last = counts.shape[0] - 1 - jnp.argmax(counts[::-1] > 0)
-    return jnp.minimum(ancestors, last)
-
-
-def _search(weights: Array, points: Array) -> Array:
-    """Return the index of the slice of the cumulative weights that holds each point."""
-    alive = weights > 0
-    cdf = jax.lax.cummax(jnp.where(alive, jnp.cumsum(weights), 0.0))
-    found = jnp.searchsorted(cdf, points * cdf[-1], side="right")
-    # Rounding can put a point on the upper end: the last live particle takes it.
-    last = alive.shape[0] - 1 - jnp.argmax(alive[::-1])
-    return jnp.minimum(found, last)
+    return jnp.ceil(running_sum(scaled) - offset).astype(jnp.int32)
