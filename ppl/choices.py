@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.distributions import constraints
 
 from motes.ppl.errors import (
     AddressError,
@@ -21,6 +22,7 @@ from motes.ppl.errors import (
 from motes.ppl.site_table import Site, SiteTable
 
 Choices = dict[str, Any]
+_INDEPENDENT = type(constraints.independent(constraints.real, 1))
 
 
 class Masked(NamedTuple):
@@ -216,8 +218,11 @@ def _check_support(call: str, value: Any, mask: Any, site: Site) -> None:
     )
     if support is None or not concrete or not is_fixed(support):
         return
+    elementwise = support
+    while isinstance(elementwise, _INDEPENDENT):
+        elementwise = elementwise.base_constraint
     with jax.ensure_compile_time_eval():  # on NumPy arrays most checks compile nothing
-        inside = np.asarray(support(jax.tree.map(np.asarray, value)))
+        inside = np.asarray(elementwise(jax.tree.map(np.asarray, value)))
     if mask is not None:
         mask = np.asarray(mask)
         extra = inside.ndim - mask.ndim
@@ -225,13 +230,20 @@ def _check_support(call: str, value: Any, mask: Any, site: Site) -> None:
     if not inside.all():
         raise ValueError(
             f"{call}: a value must lie in the support {support}, got "
-            f"{np.asarray(jax.tree.leaves(value)[0])[_first_false(inside)]} at address "
-            f"{format_path(site.path)!r}. Mark missing data with masked(value, mask)."
+            + _first_outside(np.asarray(jax.tree.leaves(value)[0]), inside, site.path)
         )
 
 
-def _first_false(inside: np.ndarray) -> tuple[int, ...]:
-    return tuple(int(i[0]) for i in np.nonzero(~inside)) if inside.ndim else ()
+def _first_outside(value: np.ndarray, inside: np.ndarray, path: Path) -> str:
+    """Describe the first entry outside a support, and say how many there are."""
+    index = tuple(int(i[0]) for i in np.nonzero(~inside)) if inside.ndim else ()
+    entry = value[index]
+    text = f"{entry} at address {format_path(path)!r}"
+    if index:
+        text += f", index {index}, the first of {(~inside).sum()} among {inside.size}"
+    if np.isnan(entry).any():
+        text += ". Mark missing data with masked(value, mask)"
+    return f"{text}."
 
 
 def is_fixed(support: Any) -> bool:

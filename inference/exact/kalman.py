@@ -11,7 +11,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
-from numpyro.distributions import constraints
+from numpyro.distributions import biject_to, constraints
+from numpyro.distributions.transforms import IdentityTransform
+
+
+class _RealOrMissing(constraints.Constraint):
+    """Real numbers, and NaN where an observation is missing."""
+
+    def __call__(self, x: Any) -> Any:
+        return abs(x) != jnp.inf
+
+    def tree_flatten(self) -> Any:
+        return (), ((), {})
+
+
+biject_to.register(_RealOrMissing, lambda _: IdentityTransform())
 
 
 class LinearGaussian(eqx.Module):
@@ -44,10 +58,13 @@ class LinearGaussian(eqx.Module):
 
     @property
     def support(self) -> Any:
-        return constraints.independent(constraints.real, 2)
+        return constraints.independent(_RealOrMissing(), 2)
 
     def log_density(self, key: Any, value: Float[Array, "T M"]) -> Float[Array, ""]:
-        """Return the log density of observations, in nats: exact; `key` is ignored."""
+        """Return the log density of observations, in nats: exact; `key` is ignored.
+
+        Entries that are NaN are missing, and integrated out.
+        """
         return kalman_filter(self, value).log_evidence
 
     def sample_with_log_density(

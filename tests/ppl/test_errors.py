@@ -96,6 +96,21 @@ def test_bad_constraints_are_refused(key, constraints, error, words):
         walk.generate(key, constraints)
 
 
+def test_the_first_entry_outside_a_support_is_shown(key):
+    @model
+    def scales():
+        sample("scale", dist.HalfNormal(1.0).expand([2, 3]).to_event(2))
+        sample("x", dist.Normal(0.0, 1.0).expand([4]))
+
+    bad = jnp.ones((2, 3)).at[1, 1:].set(-2.5)
+    words = r"got -2.5 at address 'scale', index \(1, 1\), the first of 2 among 6\.$"
+    with pytest.raises(ValueError, match=words):
+        scales.generate(key, {"scale": bad})
+    words = r"got nan at address 'x', index \(3,\), .* among 4. Mark missing data"
+    with pytest.raises(ValueError, match=words):
+        scales.generate(key, {"x": jnp.zeros(4).at[3].set(jnp.nan)})
+
+
 def test_missing_choices_are_named(key):
     with pytest.raises(AddressError, match="none at address 'steps'"):
         walk.log_density({"scale": 1.0})

@@ -112,6 +112,20 @@ def test_missing_observations_are_integrated_out():
     assert float(kalman_filter(chain, some).log_evidence) == pytest.approx(float(exact))
 
 
+def test_a_marginalized_chain_takes_missing_rows(key):
+    @model
+    def chain():
+        sample("y", ar1_chain())
+
+    some = AR1_Y.at[jnp.array([2, 9])].set(jnp.nan)[:, None]
+    _, log_weight = chain.generate(key, {"y": some})
+    exact = kalman_filter(ar1_chain(), some).log_evidence
+    assert float(log_weight) == pytest.approx(float(exact), abs=1e-12)
+    assert unconstrained(chain).unconstrain({"y": some}).shape == (10,)
+    with pytest.raises(ValueError, match=r"got inf at address 'y', index \(2, 0\)"):
+        chain.generate(key, {"y": some.at[2].set(jnp.inf)})
+
+
 def test_single_precision_stays_close():
     with jax.enable_x64(False):
         chain = jax.tree.map(lambda x: x.astype(jnp.float32), ar1_chain())
