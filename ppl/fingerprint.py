@@ -64,12 +64,18 @@ class Fingerprint:
             return "method", self.key(value.__self__), self.key(value.__func__)
         if (inner := getattr(value, "__fingerprint__", None)) is not None:
             return type(value), *map(self.key, inner)
-        inner = getattr(value, "__wrapped__", value)
-        if isinstance(inner, types.FunctionType):
-            return self._function(inner)
-        if type(inner).__module__.split(".")[0] in ("jax", "jaxlib", "numpy"):
-            return "same", id(inner)
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        if type(value).__module__.split(".")[0] in ("jax", "jaxlib", "numpy"):
+            return self._transformed(value)
         return self._tree(value)
+
+    def _transformed(self, value: Any) -> Any:
+        """Key a callable object of JAX: what it wraps, and custom derivatives."""
+        if (inner := getattr(value, "__wrapped__", None)) is None:
+            return "same", id(value)
+        rules = [getattr(value, name, None) for name in ("jvp", "fwd", "bwd")]
+        return type(value), self.key(inner), *map(self.key, rules)
 
     def _function(self, fun: types.FunctionType) -> Any:
         own = fun.__module__.split(".")[0] == "motes"

@@ -1,5 +1,7 @@
 """What is wrong with a model or its inputs is said when it is traced."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -149,3 +151,83 @@ def test_changed_closures_are_seen():
     means[0] = 2.0
     second = shifted.log_density({"x": 0.0})
     assert float(first - second) == pytest.approx(1.5)
+
+
+def wrapped(state):
+    def wrapper(fun):
+        @functools.wraps(fun)
+        def scaled(*args):
+            return state[0] * fun(*args)
+
+        return scaled
+
+    return wrapper
+
+
+class Scaled:
+    """A callable object that wraps a function and has state of its own."""
+
+    def __init__(self, state, fun):
+        functools.update_wrapper(self, fun)
+        self.state, self.fun = state, fun
+
+    def __call__(self, *args):
+        return self.state[0] * self.fun(*args)
+
+
+def called(state):
+    return lambda fun: Scaled(state, fun)
+
+
+@pytest.mark.parametrize("decorator", [wrapped, called])
+def test_changed_wrappers_are_seen(decorator):
+    state = [1.0]
+    location = decorator(state)(lambda x: x)
+
+    @model
+    def shifted():
+        sample("x", dist.Normal(location(1.0), 1.0))
+
+    first = shifted.log_density({"x": 0.0})
+    state[0] = 2.0
+    assert float(first - shifted.log_density({"x": 0.0})) == pytest.approx(1.5)
+
+
+def custom_rule(slope):
+    @jax.custom_jvp
+    def same(x):
+        return x
+
+    @same.defjvp
+    def same_jvp(primals, tangents):
+        return primals[0], slope[0] * tangents[0]
+
+    return same
+
+
+def test_custom_derivatives_are_kept_where_no_site_is_inside():
+    slope = [7.0]
+    same = custom_rule(slope)
+
+    @model
+    def location(mean):
+        def step(x, _):
+            return sample("x", dist.Normal(same(x), 1.0)), None
+
+        jax.lax.scan(step, mean, None, length=2)
+
+    gradient = jax.grad(lambda mean: location.log_density({"x": jnp.ones(2)}, mean))
+    assert float(gradient(0.5)) == pytest.approx(7.0 * 0.5)
+    slope[0] = -1.0
+    assert float(gradient(0.5)) == pytest.approx(-0.5)
+
+
+def test_custom_derivatives_around_sites_differentiate_the_body():
+    @jax.custom_jvp
+    def around(mean):
+        return sample("x", dist.Normal(mean, 1.0))
+
+    around.defjvp(lambda primals, tangents: (primals[0], 7.0 * tangents[0]))
+    location = model(lambda mean: around(mean))
+    gradient = jax.grad(lambda mean: location.log_density({"x": 1.0}, mean))(0.5)
+    assert float(gradient) == pytest.approx(0.5)
