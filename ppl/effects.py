@@ -47,6 +47,9 @@ def root_scope() -> Any:
 def sample(address: str, density: Any) -> Any:
     """Make the random choice `address` of the model.
 
+    A custom derivative (`jax.custom_jvp`, `jax.custom_vjp`) around a site does not apply:
+    operations differentiate the function's body. Around code without sites it does.
+
     Args:
         address: Name of the choice, unique in its scope, without `/`.
         density: A `numpyro.distributions` object, or a pytree with the methods
