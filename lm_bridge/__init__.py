@@ -28,6 +28,11 @@ from motes.lm_bridge.tabular import (
     enumerate_posterior as enumerate_posterior,
     tabular_lm as tabular_lm,
 )
+from motes.lm_bridge.text_model import (
+    NextToken as NextToken,
+    Text as Text,
+    text_model as text_model,
+)
 from motes.lm_bridge.token_draws import (
     adaptive_rejection as adaptive_rejection,
     locally_constrained as locally_constrained,

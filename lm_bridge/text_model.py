@@ -1,0 +1,150 @@
+r"""Texts as choices of ordinary models.
+
+`text_model` makes decoding a motes model whose tokens are the choice `"token"`, so that
+`generate`, `update` and `regenerate` act on text, and `motes.inference.smc.derive` filters
+it. `Text` makes a whole text one site of a larger model.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from motes.ppl import Model, factor, model, sample
+
+
+class NextToken(eqx.Module):
+    """The next token of a text; after its end, the first end id with certainty.
+
+    Attributes:
+        log_probs: Log-probabilities of the tokens, in nats.
+        has_ended: Whether the text has ended.
+        end: The id that pads texts.
+    """
+
+    log_probs: Float[Array, " V"]
+    has_ended: Bool[Array, ""]
+    end: int = eqx.field(static=True)
+
+    has_enumerate_support = True
+
+    def enumerate_support(self, expand: bool = True) -> Int[Array, " V"]:
+        """Return all token ids."""
+        return jnp.arange(self.log_probs.shape[-1])
+
+    def sample_with_log_density(self, key: Key[Array, ""]) -> tuple[Array, Array]:
+        drawn = jax.random.categorical(key, self.log_probs).astype(jnp.int32)
+        token = jnp.where(self.has_ended, self.end, drawn)
+        return token, self.log_density(key, token)
+
+    def log_density(self, key: Any, value: Array) -> Float[Array, ""]:
+        padding = jnp.where(value == self.end, 0.0, -jnp.inf)
+        return jnp.where(self.has_ended, padding, self.log_probs[value])
+
+
+class Text(eqx.Module):
+    """A language model's text, cut at `max_tokens`, as a density on padded token ids.
+
+    What is beyond the end of a text is the first id of `eos_ids`.
+
+    Attributes:
+        lm: A `LanguageModel`.
+        prompt: Token ids, which may be computed by the model that the text is a site of.
+        max_tokens: Length of the array.
+    """
+
+    lm: Any
+    prompt: Any
+    max_tokens: int = eqx.field(static=True)
+
+    def sample_with_log_density(self, key: Key[Array, ""]) -> tuple[Array, Array]:
+        trace = self._model().simulate(key, self.lm, self.prompt)
+        return trace["token"], trace.log_density
+
+    def log_density(self, key: Any, value: Int[Array, " T"]) -> Float[Array, ""]:
+        return self._model().log_density({"token": value}, self.lm, self.prompt)
+
+    def _model(self) -> Model:
+        return _tokens_model(self.max_tokens)
+
+
+class _Walk(eqx.Module):
+    """What a text carries from token to token; one particle of the language model."""
+
+    lm: Any
+    potential: Any
+    has_ended: Bool[Array, ""]
+    length: Int[Array, ""]
+
+
+def text_model(lm: Any, max_tokens: int, potential: Any = None) -> Model:
+    r"""Make decoding an ordinary model of a prompt, with the choice `"token"`.
+
+    Its density is $p_\text{LM}(y)\phi(y)$ on texts of at most `max_tokens` tokens, the
+    target of `decode`: the end of a text is observed with its own probability also where
+    nothing else can follow, by the factor `"end"`. The choice is an array of `max_tokens`
+    ids in which the first id of `eos_ids` stands at and beyond the end.
+
+    Args:
+        lm: A `LanguageModel`.
+        max_tokens: Most tokens of a text.
+        potential: What weighs each token, as the factor `"potential"`; or None.
+
+    Returns:
+        A model of the prompt's token ids that returns the tokens and the length.
+    """
+
+    @model
+    def text(prompt: Any) -> tuple[Array, Array]:
+        walk, tokens = _walk(lm, prompt, max_tokens, potential)
+        scores = lm.next_log_probs(walk.lm)[0]
+        if potential is not None:
+            scores = (
+                scores + potential.log_weights(walk.potential, jnp.zeros(1, int))[0]
+            )
+        log_end = jax.nn.logsumexp(scores[jnp.array(lm.eos_ids)])
+        factor("end", jnp.where(walk.has_ended, 0.0, log_end))
+        return tokens, walk.length
+
+    return text
+
+
+def _tokens_model(max_tokens: int) -> Model:
+    """Make the model of texts that are cut, not ended, at the limit."""
+
+    @model
+    def tokens(lm: Any, prompt: Any) -> Array:
+        return _walk(lm, prompt, max_tokens, None)[1]
+
+    return tokens
+
+
+def _walk(lm: Any, prompt: Any, max_tokens: int, potential: Any) -> Any:
+    if max_tokens < 1:
+        raise ValueError(
+            f"text_model: max_tokens must be at least 1, got {max_tokens}."
+        )
+    ends = jnp.array(lm.eos_ids)
+
+    def step(walk: _Walk, place: Array) -> tuple[_Walk, Array]:
+        log_probs = lm.next_log_probs(walk.lm)[0]
+        token = sample("token", NextToken(log_probs, walk.has_ended, lm.eos_ids[0]))
+        tokens, memory = token[None], walk.potential
+        goes_on = ~walk.has_ended & ~jnp.isin(token, ends)
+        if potential is not None:
+            left = (max_tokens - place)[None]
+            increment = potential.log_increment(memory, tokens, left)[0]
+            factor("potential", jnp.where(walk.has_ended, 0.0, increment))
+            memory = potential.step(memory, tokens, goes_on[None])
+        state = lm.append(walk.lm, tokens, goes_on[None])
+        return _Walk(state, memory, ~goes_on, walk.length + goes_on), token
+
+    start = _Walk(
+        lm.init_state(lm.prefill(prompt), 1, max_tokens),
+        None if potential is None else potential.init(1, max_tokens),
+        jnp.zeros((), bool),
+        jnp.zeros((), jnp.int32),
+    )
+    return jax.lax.scan(step, start, jnp.arange(max_tokens))
