@@ -42,6 +42,12 @@ def render_chat(
             "render_chat: tokenizer must have a chat template, got none. Build the "
             "prompt as text, or use a model that was tuned to follow instructions."
         )
+    roles = [isinstance(one, dict) and "role" in one for one in messages]
+    if not all(roles):
+        raise ValueError(
+            f"render_chat: messages must each be a dictionary with a role, got "
+            f"{messages[roles.index(False)]!r}."
+        )
     try:
         template = _environment().from_string(tokenizer.chat_template)
         return template.render(
@@ -54,7 +60,7 @@ def render_chat(
         raise ValueError(
             f"render_chat: the template must stay in its sandbox, got {error}."
         ) from error
-    except (jinja2.TemplateError, TypeError, KeyError) as error:
+    except Exception as error:  # a template may raise anything
         raise ValueError(
             f"render_chat: the template must accept the messages, got {error}."
         ) from error

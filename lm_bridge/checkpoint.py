@@ -49,8 +49,7 @@ def load_checkpoint(path: str | Path, dtype: DTypeLike | None = None) -> Checkpo
             f"load_checkpoint: {folder} must hold a language model, got one with a "
             f"{model.config.head} head. Load a reward model by load_model."
         )
-    tokenizer = load_tokenizer(folder)
-    _check_vocabulary(folder, model, tokenizer)
+    tokenizer = load_tokenizer(folder, model.config.vocab_size)
     return Checkpoint(TransformerLM(model, _eos_ids(folder, tokenizer)), tokenizer)
 
 
@@ -62,8 +61,17 @@ def load_model(path: str | Path, dtype: DTypeLike | None = None) -> Transformer:
     return place_layers(assemble(config, Tensors(tensors, source, dtype)))
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Return the tokenizer of a checkpoint, with its chat template."""
+def load_tokenizer(path: str | Path, vocab_size: int | None = None) -> Tokenizer:
+    """Return the tokenizer of a checkpoint, with its chat template.
+
+    Args:
+        path: A folder, or a name on the Hugging Face hub.
+        vocab_size: Number of ids of the model, which may have room for more than the
+            tokenizer uses; None for what that uses.
+
+    Raises:
+        ValueError: If the tokenizer is broken, or has more ids than the model.
+    """
     folder = find_checkpoint(path)
     file, settings_file = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not file.exists():
@@ -74,7 +82,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     template = folder / "chat_template.jinja"
     if template.exists():
         settings["chat_template"] = template.read_text(encoding="utf-8")
-    return Tokenizer(file, settings)
+    return Tokenizer(file, settings, vocab_size)
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -121,7 +129,13 @@ def _open_tensors(folder: Path) -> tuple[Mapping[str, np.ndarray], str]:
 
 
 def _open_shards(index: Path) -> Mapping[str, np.ndarray]:
-    places: dict[str, str] = _read_json(index)["weight_map"]
+    places: Any = _read_json(index).get("weight_map")
+    named = isinstance(places, dict)
+    if not named or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(
+            f"load_checkpoint: weight_map of {index} must say which shard holds each "
+            f"tensor, got {type(places).__name__}."
+        )
     shards = {}
     for name in sorted(set(places.values())):
         if not (index.parent / name).exists():
@@ -155,19 +169,10 @@ class Shards(Mapping[str, np.ndarray]):
         return len(self._places)
 
 
-def _check_vocabulary(folder: Path, model: Transformer, tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer with more ids than the model; fewer is common padding."""
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
-            f"load_checkpoint: the tokenizer must have at most the model's "
-            f"{model.config.vocab_size} ids, got {tokenizer.vocab_size}, in {folder}. "
-            "Is it another model's tokenizer?"
-        )
-
-
 def _eos_ids(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Return the ids that end a text, wherever the checkpoint says them."""
-    ids = list(tokenizer.eos_ids)
+    ids: list[Any] = list(tokenizer.eos_ids)
+    vocab_size = tokenizer.vocab_size
     for name in ("generation_config.json", "config.json"):
         if (folder / name).exists():
             found = _read_json(folder / name).get("eos_token_id")
@@ -178,6 +183,12 @@ def _eos_ids(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:
             f"load_checkpoint: {folder} must name a token that ends a text, got none. "
             "Set eos_token_id in config.json."
         )
+    wrong = [i for i in ids if not isinstance(i, int) or not 0 <= i < vocab_size]
+    if wrong:
+        raise ValueError(
+            f"load_checkpoint: eos_token_id must be in [0, {vocab_size}), the ids of the "
+            f"model, got {wrong[0]!r}, in {folder}."
+        )
     return tuple(ids)
 
 
@@ -185,11 +196,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"load_checkpoint: {path} must exist, got no such file.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(
             f"load_checkpoint: {path} must be JSON, got {error}."
         ) from None
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"load_checkpoint: {path} must be a JSON object, got {type(found).__name__}."
+        )
+    return found
 
 
 def _pickled(path: Path) -> ValueError:

@@ -24,6 +24,10 @@ ACTIVATIONS = {
     "relu": "relu",
 }
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma")
+SIZES = (
+    *("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads"),
+    *("head_dim", "intermediate_size", "max_positions"),
+)
 ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
 
 
@@ -33,17 +37,51 @@ def read_config(config: dict[str, Any]) -> TransformerConfig:
     Raises:
         ValueError: If the architecture, or one of its settings, is not supported.
     """
+    config = _Fields(config)
     kind = config.get("model_type")
     if "quantization_config" in config:
         raise _unsupported("quantization_config", "absent: weights in floating point")
     if kind == "gpt2":
-        return TransformerConfig(**_gpt2(config), **_head(config, bias_of="token"))
+        return _checked(_gpt2(config) | _head(config, bias_of="token"))
     if kind not in LLAMA_LIKE:
         raise ValueError(
             f"load_checkpoint: model_type must be one of "
             f"{', '.join(('gpt2', *LLAMA_LIKE))}, got {kind!r}."
         )
-    return TransformerConfig(**_llama_like(kind, config), **_head(config, "token"))
+    return _checked(_llama_like(kind, config) | _head(config, "token"))
+
+
+class _Fields(dict[str, Any]):
+    """A configuration that says which field it lacks."""
+
+    def __missing__(self, name: str) -> Any:
+        raise ValueError(
+            f"load_checkpoint: config.json must have the field {name}, got none."
+        )
+
+
+def _checked(fields: dict[str, Any]) -> TransformerConfig:
+    """Return the configuration, unless its sizes make no transformer."""
+    for name in SIZES:
+        size = fields[name]
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(
+                f"load_checkpoint: {name} of config.json must be a positive integer, got "
+                f"{size!r}."
+            )
+    if fields["num_heads"] % fields["num_kv_heads"] != 0:
+        raise ValueError(
+            f"load_checkpoint: the number of key and value heads must divide that of "
+            f"query heads, got {fields['num_kv_heads']} and {fields['num_heads']}."
+        )
+    for name in ("windows", "rope_layers"):
+        layers = fields.get(name)
+        if layers is not None and len(layers) != fields["num_layers"]:
+            raise ValueError(
+                f"load_checkpoint: {name} of config.json must say something of each of "
+                f"{fields['num_layers']} layers, got {len(layers)}."
+            )
+    return TransformerConfig(**fields)
 
 
 def _head(config: dict[str, Any], bias_of: str) -> dict[str, Any]:
@@ -68,13 +106,14 @@ def _gpt2(config: dict[str, Any]) -> dict[str, Any]:
     if config.get("scale_attn_by_inverse_layer_idx", False):
         raise _unsupported("scale_attn_by_inverse_layer_idx", "false")
     width, heads = config["n_embd"], config["n_head"]
+    head_dim = _split(width, heads)
     return {
         "vocab_size": config["vocab_size"],
         "hidden_size": width,
         "num_layers": config["n_layer"],
         "num_heads": heads,
         "num_kv_heads": heads,
-        "head_dim": width // heads,
+        "head_dim": head_dim,
         "intermediate_size": config.get("n_inner") or 4 * width,
         "max_positions": config["n_positions"],
         "rope": None,
@@ -91,7 +130,7 @@ def _gpt2(config: dict[str, Any]) -> dict[str, Any]:
 
 def _llama_like(kind: str, config: dict[str, Any]) -> dict[str, Any]:
     heads, gemma = config["num_attention_heads"], kind == "gemma"
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    head_dim = config.get("head_dim") or _split(config["hidden_size"], heads)
     activation = config.get("hidden_activation") or config.get("hidden_act", "silu")
     bias = bool(config.get("attention_bias", False))
     return {
@@ -129,6 +168,11 @@ def _rope(config: dict[str, Any]) -> Rope:
     kind = given.get("rope_type", given.get("type", "default"))
     if kind not in ROPE_TYPES:
         raise _unsupported(f"rope_type {kind!r}", f"one of {', '.join(ROPE_TYPES)}")
+    if kind != "default" and "factor" not in given:
+        raise ValueError(
+            f"load_checkpoint: rotary positions of type {kind!r} must have a factor, got "
+            "none in config.json."
+        )
     for name in ("mscale", "mscale_all_dim"):
         if given.get(name) is not None:
             raise _unsupported(name, "absent")
@@ -166,6 +210,17 @@ def _windows(kind: str, config: dict[str, Any]) -> tuple[int | None, ...] | None
     default = ["full_attention"] * first + ["sliding_attention"] * (num_layers - first)
     kinds = config.get("layer_types") or default[:num_layers]
     return tuple(window if k == "sliding_attention" else None for k in kinds)
+
+
+def _split(width: Any, heads: Any) -> int:
+    """Return the width of a head, where the checkpoint does not say it."""
+    whole = isinstance(width, int) and isinstance(heads, int) and heads > 0
+    if not whole or width % heads != 0:
+        raise ValueError(
+            f"load_checkpoint: the width must be a multiple of the number of heads, got "
+            f"{width!r} and {heads!r}."
+        )
+    return width // heads
 
 
 def _activation(name: str) -> str:

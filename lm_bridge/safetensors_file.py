@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -62,8 +63,14 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
                 header = json.loads(file.read(length))
             except ValueError as error:
                 raise self._fault("the header must be JSON", str(error)) from None
+        if not isinstance(header, dict):
+            raise self._fault("the header must be an object", type(header).__name__)
         header.pop("__metadata__", None)
         for name, entry in header.items():
+            if not _describes_tensor(entry):
+                raise self._fault(
+                    f"{name} must have a dtype, a shape and data_offsets", entry
+                )
             if 8 + length + entry["data_offsets"][1] > self._size:
                 raise self._fault(
                     f"{name} must lie within the file",
@@ -74,3 +81,12 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
 
     def _fault(self, rule: str, got: object) -> ValueError:
         return ValueError(f"load_checkpoint: {rule}, got {got}, in {self.path}.")
+
+
+def _describes_tensor(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    lists: list[Any] = [entry.get("shape"), entry.get("data_offsets")]
+    if not all(isinstance(one, list) for one in lists) or len(lists[1]) != 2:
+        return False
+    return all(isinstance(size, int) and size >= 0 for one in lists for size in one)

@@ -23,7 +23,8 @@ class Tokenizer:
     """A tokenizer read from a `tokenizer.json`.
 
     Attributes:
-        vocab_size: One more than the largest token id.
+        vocab_size: One more than the largest token id; or the model's, which may have
+            room for more ids, that stand for nothing.
         special: Whether each id is a special token, which stands for no text.
         bos_id: Id that starts a text, where there is one.
         eos_ids: Ids that end a text.
@@ -31,7 +32,12 @@ class Tokenizer:
         special_tokens: Text of the named special tokens: `bos_token` and the like.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: dict[str, Any] | None = None,
+        vocab_size: int | None = None,
+    ) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises the bare type
@@ -43,7 +49,9 @@ class Tokenizer:
         self.chat_template: str | None = settings.get("chat_template")
         self.special_tokens = _special_tokens(settings)
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.vocab_size = 1 + max(vocab.values())
+        if not vocab:
+            raise ValueError(f"Tokenizer: {path} must hold some token, got none.")
+        self.vocab_size = self._size(1 + max(vocab.values()), vocab_size, path)
         self._text_of = {token_id: text for text, token_id in vocab.items()}
         added = self._spec.get("added_tokens", [])
         special_ids = {token["id"] for token in added if token["special"]}
@@ -63,7 +71,17 @@ class Tokenizer:
         return ids if self.bos_id is None else [self.bos_id, *ids]
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        """Return the bytes of the tokens; special tokens have none."""
+        """Return the bytes of the tokens; special tokens have none.
+
+        Raises:
+            ValueError: If an id is none of the vocabulary.
+        """
+        wrong = [int(i) for i in ids if not 0 <= i < self.vocab_size]
+        if wrong:
+            raise ValueError(
+                f"Tokenizer.decode: ids must be in [0, {self.vocab_size}), got {wrong[0]}. "
+                "Are they another model's?"
+            )
         return b"".join(self.token_bytes[int(i)] for i in ids)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -90,6 +108,15 @@ class Tokenizer:
         if token_id in self._added:  # added tokens are stored as plain text
             return self._added[token_id].encode("utf-8")
         return to_bytes(self._text_of[token_id])
+
+    def _size(self, own: int, models: int | None, path: Path) -> int:
+        """Return the number of ids: fewer than the model's is common padding."""
+        if models is not None and own > models:
+            raise ValueError(
+                f"load_checkpoint: the tokenizer must have at most the model's {models} "
+                f"ids, got {own}, in {path.parent}. Is it another model's tokenizer?"
+            )
+        return own if models is None else models
 
     def _is_byte_level(self) -> bool:
         """Return whether any part of the tokenizer is byte-level."""
@@ -121,6 +148,11 @@ BYTE_ALPHABET = _byte_alphabet()
 
 
 def _byte_level(text: str) -> bytes:
+    if not BYTE_ALPHABET.keys() >= set(text):
+        raise ValueError(
+            f"Tokenizer: tokens of a byte-level tokenizer must be spelled in its alphabet "
+            f"of 256 letters, got {text!r}."
+        )
     return bytes(BYTE_ALPHABET[character] for character in text)
 
 

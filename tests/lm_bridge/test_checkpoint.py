@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from motes.lm_bridge import TransformerLM, load_checkpoint, load_model
+from motes.lm_bridge import (
+    TransformerLM,
+    load_checkpoint,
+    load_model,
+    load_tokenizer,
+)
 from tests.lm_bridge.tokenizers_zoo import SETTINGS, byte_level
 
 GOLDENS = Path(__file__).parents[1] / "data" / "lm_goldens"
@@ -51,7 +56,9 @@ def test_checkpoint_loads_with_its_tokenizer(tmp_path):
     folder = copy(tmp_path, "smollm")
     widen_vocabulary(folder, 320)
     lm, tokenizer = load_checkpoint(folder)
-    assert lm.vocab_size == 320 and tokenizer.vocab_size <= 300
+    assert lm.vocab_size == tokenizer.vocab_size == len(tokenizer.token_bytes) == 320
+    assert load_tokenizer(folder).vocab_size <= 300
+    assert tokenizer.decode([319]) == ""
     assert lm.eos_ids == (1,)
 
 
