@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Key
 
 from motes.lm_bridge.endpoint import Completion, Endpoint, EndpointError
 from motes.lm_bridge.journal import Journal
@@ -106,9 +106,9 @@ class RemoteTexts:
         state = TextState(texts, zeros.astype(int), zeros.astype(bool), zeros)
         return state, jnp.asarray(zeros, jnp.result_type(float))
 
-    def has_ended(self, state: TextState) -> Any:
+    def has_ended(self, state: TextState) -> Bool[Array, ""]:
         """Return whether no text grows."""
-        return not _growing(state).any()
+        return jnp.asarray(~_growing(state).any())
 
     def step(self, key: Key[Array, ""], state: TextState, inputs: Any) -> Any:
         """Extend each text that grows by one unit; weigh it by the change of its score."""
