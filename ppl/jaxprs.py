@@ -90,10 +90,12 @@ def trace_shapes(fun: Callable, *args: Any) -> Traced:
 
 
 def reads_inputs(fun: Callable, arg: Any) -> Any:
-    """Return the structure of `arg` with True where `fun` reads the leaf."""
+    """Return the structure of `arg` with True where `fun`'s value depends on the leaf."""
     body = trace_shapes(fun, arg).body
-    used = {a for eqn in body.eqns for a in eqn.invars if is_variable(a)}
-    used |= {a for a in body.jaxpr.outvars if is_variable(a)}
+    used = {a for a in body.jaxpr.outvars if is_variable(a)}
+    for eqn in reversed(body.eqns):
+        if used.intersection(eqn.outvars):
+            used |= {a for a in eqn.invars if is_variable(a)}
     leaves = [var in used for var in body.jaxpr.invars]
     return jax.tree.unflatten(jax.tree.structure(arg), leaves)
 

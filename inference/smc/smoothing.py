@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from motes.inference.smc.derived import Derived
 from motes.inference.smc.particles import Particles
+from motes.inference.smc.transition import log_transition_of
 
 
 class History(NamedTuple):
@@ -29,7 +31,11 @@ class History(NamedTuple):
 
 
 def keep_history(particles: Particles) -> History:
-    """Collect states, weights and ancestors: pass it to `run` as `collect`."""
+    """Collect states, weights and ancestors: pass it to `run` as `collect`.
+
+    Memory grows as T N times the size of a state, which for a program of `derive` is a
+    `TimeState` with the carry and the choices of each step.
+    """
     return History(particles.state, particles.log_weights, particles.ancestors)
 
 
@@ -83,7 +89,7 @@ def fixed_lag(history: History, lag: int) -> Float[Array, "T N"]:
 def backward_sampling(
     key: Key[Array, ""],
     history: History,
-    log_transition: Callable[[Any, Any], Array],
+    log_transition: Callable[[Any, Any], Array] | Derived,
     num_paths: int,
 ) -> Any:
     r"""Draw paths backwards from a filter's populations (FFBS).
@@ -94,7 +100,9 @@ def backward_sampling(
     Args:
         key: PRNG key; consumed.
         history: Populations, as `keep_history` collects them.
-        log_transition: Log density of the next value given a value, for one pair.
+        log_transition: Log density of the next value given a value, for one pair; or the
+            program that `derive` made, whose step gives it: `history` then holds its
+            whole states, and the choices before the scan are those of the first row.
         num_paths: Number of paths.
 
     Returns:
@@ -102,6 +110,7 @@ def backward_sampling(
 
     Raises:
         ValueError: If `num_paths` is less than one.
+        AddressError: If a derived program's state is not a function of its last choices.
 
     References:
         Godsill, Doucet and West (2004); Chopin and Papaspiliopoulos (2020), Alg. 12.3.
@@ -111,12 +120,15 @@ def backward_sampling(
             f"backward_sampling: num_paths must be at least 1, got {num_paths}."
         )
     last_key, *_ = keys = jax.random.split(key, history.log_weights.shape[0])
+    transition, inputs, history = _transition(last_key, history, log_transition)
     pick = _inverse_cdf(last_key, history.log_weights[-1][None], num_paths)
     final = jax.tree.map(lambda x: x[-1][pick], history.values)
 
     def back(later: Any, row: Any) -> tuple[Any, Any]:
-        key, values, log_weights = row
-        density = jax.vmap(lambda y: jax.vmap(lambda x: log_transition(x, y))(values))
+        key, values, log_weights, given = row
+        density = jax.vmap(
+            lambda y: jax.vmap(lambda x: transition(x, y, given))(values)
+        )
         scores = log_weights[None] + density(later)  # (num_paths, N)
         index = _inverse_cdf(key, scores, num_paths)
         chosen = jax.tree.map(lambda x: x[index], values)
@@ -126,9 +138,22 @@ def backward_sampling(
         keys[1:],
         jax.tree.map(lambda x: x[:-1], history.values),
         history.log_weights[:-1],
+        inputs,
     )
     _, earlier = jax.lax.scan(back, final, rows, reverse=True)
     return jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), earlier, final)
+
+
+def _transition(
+    key: Array, history: History, given: Any
+) -> tuple[Callable[[Any, Any, Any], Array], Any, History]:
+    """Return the transition, its inputs by step, and the history with final weights."""
+    if not isinstance(given, Derived):
+        return lambda x, y, _: given(x, y), None, history
+    last = jax.tree.map(lambda x: x[-1], history.values)
+    log_weights = history.log_weights.at[-1].add(given.finish(key, last))
+    inputs = jax.tree.map(lambda x: x[1:], given.inputs)
+    return log_transition_of(given), inputs, history._replace(log_weights=log_weights)
 
 
 def _lineages(ancestors: Array) -> Array:

@@ -9,6 +9,7 @@ import pytest
 from motes.inference.smc import (
     backward_sampling,
     bootstrap,
+    derive,
     fixed_lag,
     genealogies,
     keep_ancestors,
@@ -17,7 +18,9 @@ from motes.inference.smc import (
     relative_variance,
     run,
 )
-from tests.oracles import AR1, AR1_Y, ar1_initial, ar1_transition
+from motes.inference.smc.transition import log_transition_of
+from motes.ppl import AddressError, masked, model, sample
+from tests.oracles import AR1, AR1_Y, ar1, ar1_initial, ar1_transition
 from tests.statistics import assert_mean_is
 
 PROGRAM = bootstrap(ar1_initial, ar1_transition, {"y": AR1_Y})
@@ -25,6 +28,9 @@ PROGRAM = bootstrap(ar1_initial, ar1_transition, {"y": AR1_Y})
 
 def log_transition(x, later):
     return dist.Normal(0.9 * x, 0.5).log_prob(later)
+
+
+DERIVED = derive(ar1, {"y": AR1_Y}, 10)
 
 
 def backward(key, particles, history):
@@ -100,3 +106,75 @@ def test_bad_arguments_are_refused(key):
         fixed_lag(history, -1)
     with pytest.raises(ValueError, match="num_paths must be at least 1, got 0"):
         backward_sampling(key, history, log_transition, 0)
+
+
+def test_a_derived_step_gives_its_transition_density(key):
+    def one(key):
+        filter_key, smooth_key = jax.random.split(key)
+        _, history = run(filter_key, DERIVED, 400, collect=keep_history)
+        return backward_sampling(smooth_key, history, DERIVED, 64).choices["x"].mean(1)
+
+    means = jax.jit(jax.vmap(one))(jax.random.split(key, 200))
+    assert_mean_is(AR1["smooth_mean"], means, num_sigmas=4, atol=4e-3)
+
+
+@model
+def drifting(num_steps):
+    """Four moves of two dimensions; the observation sees both ends of each move."""
+
+    def step(x, shift):
+        moved = sample("x", dist.Normal(x + shift, 0.5).to_event(1))
+        sample("y", dist.Normal(moved - 0.3 * x, 0.8).to_event(1))
+        return jnp.tanh(moved), None
+
+    x = sample("start", dist.Normal(jnp.zeros(2), 1.0).to_event(1))
+    x, _ = jax.lax.scan(step, x, jnp.arange(num_steps * 2.0).reshape(num_steps, 2))
+    sample("end", dist.Normal(x, 1.0).to_event(1))
+
+
+def test_the_transition_density_is_that_of_the_model(key):
+    data = {"y": masked(jnp.ones((4, 2)), jnp.arange(4) != 2), "end": jnp.ones(2)}
+    program = derive(drifting, data, 4)
+    _, history = run(key, program, 6, collect=keep_history)
+    density = log_transition_of(program)
+    for t in (1, 2):
+        at = [jax.tree.map(lambda x, s=s: x[s, 3], history.values) for s in (t - 1, t)]
+        found = density(*at, jax.tree.map(lambda x, t=t: x[t], program.inputs))
+        x, moved = at[0].carry[0], at[1].choices["x"]
+        exact = dist.Normal(x + jnp.array([2.0 * t, 2 * t + 1]), 0.5).log_prob(moved)
+        if t != 2:
+            exact += dist.Normal(moved - 0.3 * x, 0.8).log_prob(1.0)
+        np.testing.assert_allclose(found, exact.sum(), rtol=1e-12)
+
+
+def test_states_that_cannot_be_joined_are_refused(key):
+    @model
+    def summed(num_steps):
+        def step(total, _):
+            return total + sample("x", dist.Normal(0.0, 1.0)), None
+
+        return jax.lax.scan(step, 0.0, None, length=num_steps)[0]
+
+    @model
+    def unknown_scale(num_steps):
+        scale = sample("scale", dist.HalfNormal(1.0))
+
+        def step(x, _):
+            return sample("x", dist.Normal(x, scale)), None
+
+        return jax.lax.scan(step, 0.0, None, length=num_steps)[0]
+
+    @model
+    def fed_back(num_steps):
+        def step(x, _):
+            sample("x", dist.Normal(x, 1.0))
+            return sample("y", dist.Normal(0.0, 1.0)), None
+
+        return jax.lax.scan(step, 0.0, None, length=num_steps)[0]
+
+    missing = {"y": masked(jnp.zeros(3), jnp.arange(3) != 1)}
+    for refused, data in ((summed, {}), (unknown_scale, {}), (fed_back, missing)):
+        program = derive(refused, data, 3)
+        _, history = run(key, program, 4, collect=keep_history)
+        with pytest.raises(AddressError, match="function of the step's choices alone"):
+            backward_sampling(key, history, program, 2)
