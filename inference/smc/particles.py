@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 
 
 class DeadParticles(RuntimeError):
@@ -58,11 +58,29 @@ class Particles(NamedTuple):
         values = self.state if values is None else values
         return jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), values)
 
-    def quantile(self, values: Float[Array, " N"], q: float) -> Float[Array, ""]:
-        """Return the weighted quantile `q` of one scalar per particle."""
+    def quantile(
+        self, values: Real[Array, " M"], q: float | Float[Array, ""]
+    ) -> Real[Array, ""]:
+        """Return the weighted quantile `q` of one scalar per particle.
+
+        It is the least value that carries weight and has at least the share `q` of the
+        weight at or below it; a consistent estimate of the posterior's quantile.
+
+        Raises:
+            ValueError: If there is not one value per particle, or a concrete `q` is not
+                between 0 and 1.
+        """
+        if values.shape != self.log_weights.shape:
+            raise ValueError(
+                f"quantile: values must have shape {self.log_weights.shape}, one per "
+                f"particle, got {values.shape}."
+            )
+        if not isinstance(q, jax.core.Tracer) and not 0 <= q <= 1:
+            raise ValueError(f"quantile: q must lie between 0 and 1, got {q}.")
         order = jnp.argsort(values)
         cdf = jnp.cumsum(self.weights[order])
-        index = jnp.searchsorted(cdf, q * cdf[-1]).clip(max=values.shape[0] - 1)
+        share = jnp.maximum(q * cdf[-1], jnp.finfo(cdf.dtype).tiny)
+        index = jnp.searchsorted(cdf, share).clip(max=values.shape[0] - 1)
         return values[order][index]
 
 

@@ -11,6 +11,7 @@ from motes.inference.smc import (
     importance_sampling,
     resample_particles,
 )
+from motes.inference.smc.particles import from_log_weights
 from motes.ppl import condition, model, sample
 from tests.oracles import TRUTH
 from tests.statistics import assert_log_evidence_unbiased, assert_mean_is
@@ -108,3 +109,16 @@ def test_impossible_data_are_reported(key):
 def test_number_of_particles_is_checked(key):
     with pytest.raises(ValueError, match="num_particles must be at least 1"):
         importance_sampling(key, normal, 0)
+
+
+def test_quantiles_count_weights_of_any_real_values():
+    weights = jnp.array([0.0, 0.3, 0.2, 0.5])
+    particles = from_log_weights(None, jnp.log(weights))
+    values = jnp.array([-9, 3, 1, 2])
+    found = [int(particles.quantile(values, q)) for q in (0.0, 0.19, 0.4, 0.71, 1.0)]
+    assert found == [1, 1, 2, 3, 3]
+    assert int(jax.jit(particles.quantile)(values, 0.4)) == 2
+    with pytest.raises(ValueError, match=r"values must have shape \(4,\).* got \(3,\)"):
+        particles.quantile(values[:3], 0.5)
+    with pytest.raises(ValueError, match="q must lie between 0 and 1, got 50"):
+        particles.quantile(values, 50.0)
