@@ -80,12 +80,15 @@ def has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def arguments(description: str) -> argparse.Namespace:
+def arguments(description: str, **switches: str) -> argparse.Namespace:
+    """Parse the command line; `switches` are further flags with their help."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
         "--quick", action="store_true", help="finish in under 50 seconds"
     )
     parser.add_argument("--json", type=Path, help="write the rows to this file")
+    for name, meaning in switches.items():
+        parser.add_argument(f"--{name}", action="store_true", help=meaning)
     return parser.parse_args()
 
 
@@ -96,9 +99,10 @@ def report(rows: list[Row], file: Path | None) -> None:
         if row.ratio is None:
             print(f"{row.name:52}{row.rival:>10}{'-':>11}{'-':>11}")
             continue
+        verdict = "" if row.ok is None else "yes" if row.ok else "NO"
         print(
             f"{row.name:52}{row.rival:>10}{row.ours:11.3f}{row.theirs:11.3f}  "
-            f"{row.unit:5}{row.ratio:7.3f}  {'yes' if row.ok else 'NO'}"
+            f"{row.unit:5}{row.ratio:7.3f}  {verdict}"
         )
     if file is not None:
         file.write_text(json.dumps([row._asdict() for row in rows], indent=1))
