@@ -21,7 +21,7 @@ from motes.inference.smc import (
     run,
 )
 from motes.inference.smc.particles import from_log_weights
-from motes.ppl import model, sample
+from motes.ppl import model, sample, unconstrained
 
 HERE = Path(__file__).resolve().parent
 
@@ -68,21 +68,50 @@ def constant_volatility(returns):
     return jax.nn.logsumexp(log_joint + log_prior[None], axis=1)
 
 
-def learn(key, returns, num_draws, num_particles):
-    """Weigh draws from the prior by unbiased evidence estimates: exact on average."""
-    draw_key, filter_key = jax.random.split(key)
-    draws = jax.vmap(lambda k: parameters.simulate(k).return_value)(
-        jax.random.split(draw_key, num_draws)
-    )
+def learn(key, returns, num_draws, num_particles, num_rounds=4):
+    """Weigh parameters by unbiased evidence estimates: exact on average.
+
+    The draws are divided into rounds: the first is from the prior, each later one from a
+    wide Student t fitted to the round before. The estimates are those of the last round.
+    """
+    prior = unconstrained(parameters)
+    num_draws = num_draws // num_rounds
 
     @jax.jit
-    def evidence(key, theta):
+    def log_joint(key, position):
+        theta = prior.constrain(position)
+        theta = tuple(theta[name] for name in ("mean", "persistence", "scale"))
         program = derive(volatility, {"y": returns}, *theta, returns.shape[0])
-        return run(key, program, num_particles)[0].log_evidence
+        log_evidence = run(key, program, num_particles)[0].log_evidence
+        return prior.log_density(position) + log_evidence, theta
 
-    keys = jax.random.split(filter_key, num_draws)
-    log_weights = jax.lax.map(lambda row: evidence(*row), (keys, draws))
-    return from_log_weights(draws, log_weights)
+    draw_key, *keys = jax.random.split(key, num_rounds + 1)
+    draws = jax.vmap(lambda k: parameters.simulate(k).choices)(
+        jax.random.split(draw_key, num_draws)
+    )
+    positions = jax.vmap(prior.unconstrain)(draws)
+    log_proposal = jax.vmap(prior.log_density)(positions)
+    for i, key in enumerate(keys):
+        filter_key, draw_key = jax.random.split(key)
+        rows = (jax.random.split(filter_key, num_draws), positions)
+        scores, theta = jax.lax.map(lambda row: log_joint(*row), rows)
+        posterior = from_log_weights(theta, scores - log_proposal)
+        if i + 1 < num_rounds:
+            wide = widened(posterior, positions)
+            positions = wide.sample(draw_key, (num_draws,))
+            log_proposal = wide.log_prob(positions)
+    return posterior
+
+
+def widened(posterior, positions):
+    """A heavy-tailed fit to weighted positions, wider where few of them count."""
+    center = posterior.mean(positions)
+    apart = positions - center
+    cov = posterior.mean(apart[:, :, None] * apart[:, None, :])
+    floor = 0.02 * jnp.cov(positions.T) if posterior.ess < 20 else 0.0
+    return dist.MultivariateStudentT(
+        5.0, center, jnp.linalg.cholesky(1.2 * cov + floor)
+    )
 
 
 def smooth(key, theta, returns):
@@ -141,8 +170,8 @@ def main() -> None:
     learn_key, smooth_key = jax.random.split(jax.random.key(2026))
     posterior = learn(learn_key, returns, options.draws, 500)
     theta = tuple(float(x) for x in posterior.mean())
-    print(f"posterior of the parameters ({options.draws} draws of the prior, "
-          f"effective {float(posterior.ess):.0f}):")  # fmt: skip
+    print(f"posterior of the parameters ({options.draws} draws in four rounds; the last is "
+          f"worth {float(posterior.ess):.0f} of {posterior.num_particles}):")  # fmt: skip
     for name, value in zip(("mean", "persistence", "scale"), theta, strict=True):
         print(f"  {name:12} {value:.3f}")
 
