@@ -64,6 +64,8 @@ class Fingerprint:
             return "method", self.key(value.__self__), self.key(value.__func__)
         if (inner := getattr(value, "__fingerprint__", None)) is not None:
             return type(value), *map(self.key, inner)
+        if _is_library_wrapper(value):
+            return "wrapper", id(value), self.key(value.__wrapped__)
         if isinstance(value, types.FunctionType):
             return self._function(value)
         if type(value).__module__.split(".")[0] in ("jax", "jaxlib", "numpy"):
@@ -128,6 +130,15 @@ def _cell(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # not assigned yet
         return None
+
+
+def _is_library_wrapper(value: Any) -> bool:
+    """Whether a library wrapped a function, as caches and type checkers do."""
+    if not hasattr(value, "__wrapped__"):
+        return False
+    code = getattr(value, "__code__", None)
+    in_library = code is not None and code.co_filename.startswith(_LIBRARIES)
+    return in_library or type(value).__module__ == "functools"
 
 
 def _is_library(module: types.ModuleType) -> bool:

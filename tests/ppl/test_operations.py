@@ -1,7 +1,5 @@
 """What operations promise beyond their laws: statistics, derivatives, batches, caches."""
 
-from itertools import count
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -162,11 +160,8 @@ def test_vmap_over_keys_is_a_loop_over_keys(key):
 
 
 def test_a_second_call_neither_traces_nor_compiles(key):
-    runs = count()
-
     @model
     def counted(n, mean):
-        next(runs)
         return sample("x", dist.Normal(mean, 1.0).expand([n]))
 
     def use(mean):
@@ -176,17 +171,17 @@ def test_a_second_call_neither_traces_nor_compiles(key):
         counted.update(key, trace, {"x": jnp.zeros(3)}, 3, mean)
 
     use(0.5)
-    compiled = []
+    work = []
 
     def listen(name, seconds, **_):
-        if name == "/jax/core/compile/backend_compile_duration":
-            compiled.append(seconds)
+        if name.startswith("/jax/core/compile/"):
+            work.append(name.rpartition("/")[2])
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     use(1.5)
-    assert compiled == []
+    assert work == []
     counted.simulate(key, 4, 0.5)
-    assert next(runs) == 2 and compiled
+    assert {"jaxpr_trace_duration", "backend_compile_duration"} <= set(work)
 
 
 def test_nested_plates_of_one_size_keep_rows_and_columns(key):
