@@ -24,6 +24,7 @@ from motes.inference.smc import (
     systematic,
 )
 from motes.inference.smc.blocks import run_blocks
+from motes.lm_bridge.checks import check_decode
 from motes.lm_bridge.decoded import Decoded, History
 from motes.lm_bridge.decoding import MIN_BUCKET, Decoding, Unit
 from motes.lm_bridge.potentials.contract import Critic, Potential
@@ -52,20 +53,14 @@ def decoding(
         ValueError: If a count is less than one, vocabularies differ, or no first token is
             possible.
     """
-    for name, count in (
-        ("max_tokens", max_tokens),
-        ("unit.max_tokens", unit.max_tokens),
-    ):
-        if count < 1:
-            raise ValueError(f"decoding: {name} must be at least 1, got {count}.")
-    sizes = {"potential": potential, "critic": critic}
-    sizes["proposal"] = None if proposal is None else proposal[0]
-    for name, one in sizes.items():
-        if one is not None and one.vocab_size != lm.vocab_size:
-            raise ValueError(
-                f"decoding: {name} must have the vocabulary of the model, "
-                f"{lm.vocab_size} tokens, got {one.vocab_size}."
-            )
+    if unit.max_tokens < 1:
+        raise ValueError(
+            f"decoding: unit.max_tokens must be at least 1, got {unit.max_tokens}."
+        )
+    check_decode(lm, prompt, max_tokens, potential)
+    check_decode(lm, prompt, max_tokens, critic, "critic")
+    if proposal is not None:
+        check_decode(proposal[0], proposal[1], max_tokens, potential)
     if potential is not None and not isinstance(potential, Critic):
         _check_first_token(potential, max_tokens)
     read = None if proposal is None else (proposal[0], proposal[0].prefill(proposal[1]))

@@ -41,7 +41,9 @@ class NextToken(eqx.Module):
 
     def log_density(self, key: Any, value: Array) -> Float[Array, ""]:
         padding = jnp.where(value == self.end, 0.0, -jnp.inf)
-        return jnp.where(self.has_ended, padding, self.log_probs[value])
+        is_token = (value >= 0) & (value < self.log_probs.shape[0])
+        going_on = jnp.where(is_token, self.log_probs[value], -jnp.inf)
+        return jnp.where(self.has_ended, padding, going_on)
 
 
 class Text(eqx.Module):
@@ -131,7 +133,9 @@ def _walk(lm: Any, prompt: Any, max_tokens: int, potential: Any) -> Any:
     def step(walk: _Walk, place: Array) -> tuple[_Walk, Array]:
         log_probs = lm.next_log_probs(walk.lm)[0]
         token = sample("token", NextToken(log_probs, walk.has_ended, lm.eos_ids[0]))
-        tokens, memory = token[None], walk.potential
+        # What is no token has density zero; memories need not know of it.
+        tokens = token.clip(0, log_probs.shape[0] - 1)[None]
+        memory = walk.potential
         goes_on = ~walk.has_ended & ~jnp.isin(token, ends)
         if potential is not None:
             left = (max_tokens - place)[None]

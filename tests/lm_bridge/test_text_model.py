@@ -13,7 +13,7 @@ from motes.inference.exact import enumerate_choices
 from motes.inference.smc import derive, importance_sampling, run
 from motes.lm_bridge import Text, enumerate_posterior, load_checkpoint, text_model
 from motes.ppl import condition, factor, laws, masked, model, sample, select
-from tests.lm_bridge.tables import BOTH, KNOWN, TABLE
+from tests.lm_bridge.tables import BOTH, END, KNOWN, TABLE, last_token
 from tests.statistics import assert_counts_fit, assert_log_evidence_unbiased
 
 SMALL_LM = Path(__file__).parents[2] / "examples/assets/small-lm"
@@ -39,8 +39,19 @@ def test_density_of_every_text_is_that_of_the_enumeration():
         _padded(_exact().texts)
     )
     np.testing.assert_allclose(found, _exact().log_joint, rtol=1e-6)
-    beyond_the_end = jnp.array([0, 3, 1, 3], jnp.int32)
-    assert TEXT.log_density({"token": beyond_the_end}, PROMPT) == -jnp.inf
+    for impossible in ([0, 3, 1, 3], [7, 3, 3, 3], [-1, 3, 3, 3], [0, 1, 2, 9]):
+        tokens = jnp.array(impossible, jnp.int32)
+        assert TEXT.log_density({"token": tokens}, PROMPT) == -jnp.inf
+
+
+def test_a_potential_on_the_end_counts_once():
+    likes_the_end = last_token(lambda f: [row.__setitem__(END, 1.7) for row in f])
+    exact = enumerate_posterior(TABLE, likes_the_end, 4)
+    weighed = text_model(TABLE, 4, likes_the_end)
+    found = jax.vmap(lambda t: weighed.log_density({"token": t}, PROMPT))(
+        _padded(exact.texts)
+    )
+    np.testing.assert_allclose(found, exact.log_joint, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["none", "never cc, likes b"])
@@ -55,10 +66,11 @@ def test_laws_hold(key):
 
 
 def test_returns_tokens_and_length(key):
-    trace = TEXT.simulate(key, PROMPT)
-    tokens, length = trace.return_value
-    np.testing.assert_array_equal(tokens, trace["token"])
-    assert length == jnp.argmax(jnp.append(tokens, 3) == 3)
+    traces = jax.vmap(lambda k: TEXT.simulate(k, PROMPT))(jax.random.split(key, 50))
+    tokens, lengths = traces.return_value
+    np.testing.assert_array_equal(tokens, traces["token"])
+    ends = jnp.pad(tokens == END, ((0, 0), (0, 1)), constant_values=True)
+    np.testing.assert_array_equal(lengths, jnp.argmax(ends, axis=1))
 
 
 def test_a_prefix_is_kept_and_its_weight_is_its_density(key):
