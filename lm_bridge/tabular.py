@@ -166,12 +166,10 @@ def enumerate_posterior(
         parents, tokens = np.nonzero(scores > -np.inf)
         if used == max_tokens or parents.size == 0:
             break
-        lm_state = lm.gather(lm_state, jnp.asarray(parents))
-        active = jnp.ones(parents.shape, bool)
-        lm_state = lm.append(lm_state, jnp.asarray(tokens), active)
+        rows = jnp.asarray(parents), jnp.asarray(tokens, jnp.int32)
+        lm_state = _grow(lm, type(lm).append, lm_state, *rows)
         if potential is not None:
-            state = potential.gather(state, jnp.asarray(parents))
-            state = potential.step(state, jnp.asarray(tokens), active)
+            state = _grow(potential, type(potential).step, state, *rows)
         log_prefix = scores[parents, tokens]
         prefixes = [
             (*prefixes[n], int(v)) for n, v in zip(parents, tokens, strict=True)
@@ -179,3 +177,10 @@ def enumerate_posterior(
     joint = np.asarray(log_joint, float)
     log_evidence = float(jax.scipy.special.logsumexp(joint)) if joint.size else -np.inf
     return ExactPosterior(texts, joint, log_evidence)
+
+
+@eqx.filter_jit
+def _grow(one: Any, extend: Any, state: Any, parents: Array, tokens: Array) -> Any:
+    """Copy the states of the parents and extend each by a token."""
+    state = one.gather(state, parents)
+    return extend(one, state, tokens, jnp.ones(parents.shape, bool))
