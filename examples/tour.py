@@ -85,21 +85,23 @@ def learn(key, returns, num_draws, num_particles, num_rounds=4):
         log_evidence = run(key, program, num_particles)[0].log_evidence
         return prior.log_density(position) + log_evidence, theta
 
-    draw_key, *keys = jax.random.split(key, num_rounds + 1)
+    def weigh(key, positions, log_proposal):
+        rows = (jax.random.split(key, num_draws), positions)
+        scores, theta = jax.lax.map(lambda row: log_joint(*row), rows)
+        return from_log_weights(theta, scores - log_proposal)
+
+    draw_key, weigh_key, *keys = jax.random.split(key, num_rounds + 1)
     draws = jax.vmap(lambda k: parameters.simulate(k).choices)(
         jax.random.split(draw_key, num_draws)
     )
     positions = jax.vmap(prior.unconstrain)(draws)
     log_proposal = jax.vmap(prior.log_density)(positions)
-    for i, key in enumerate(keys):
-        filter_key, draw_key = jax.random.split(key)
-        rows = (jax.random.split(filter_key, num_draws), positions)
-        scores, theta = jax.lax.map(lambda row: log_joint(*row), rows)
-        posterior = from_log_weights(theta, scores - log_proposal)
-        if i + 1 < num_rounds:
-            wide = widened(posterior, positions)
-            positions = wide.sample(draw_key, (num_draws,))
-            log_proposal = wide.log_prob(positions)
+    posterior = weigh(weigh_key, positions, log_proposal)
+    for key in keys:
+        draw_key, weigh_key = jax.random.split(key)
+        wide = widened(posterior, positions)
+        positions = wide.sample(draw_key, (num_draws,))
+        posterior = weigh(weigh_key, positions, wide.log_prob(positions))
     return posterior
 
 
