@@ -1,7 +1,8 @@
 """Log densities, importance sampling and filters against hand-written JAX and `particles`.
 
 Run `python benchmarks/core.py`; `--quick` takes under 50 s. Times are medians of
-alternating runs in one process; first calls include tracing and compiling.
+alternating runs in one process; first calls include tracing and compiling. GenJAX needs
+an older JAX: name the interpreter of its environment as `GENJAX_PYTHON`.
 """
 
 import sys
@@ -24,8 +25,9 @@ from benchmarks.harness import (  # noqa: E402
     missing,
     report,
 )
-from motes.inference.smc import derive, importance_sampling, run  # noqa: E402
-from motes.ppl import condition, model, sample  # noqa: E402
+from benchmarks.importance import genjax_rows, importance_rows  # noqa: E402
+from motes.inference.smc import derive, run  # noqa: E402
+from motes.ppl import model, sample  # noqa: E402
 
 KEY = jax.random.key(0)
 MEAN, RHO, SCALE = -1.0, 0.95, 0.25
@@ -67,30 +69,6 @@ def hand_volatility(start, xs, ys):
 
     first = norm.logpdf(start, MEAN, STATIONARY)
     return jax.lax.scan(step, (start, first), (xs, ys))[0][1]
-
-
-@model
-def line(t):
-    """A line with unknown slope, intercept and noise."""
-    slope = sample("slope", dist.Normal(0.0, 1.0))
-    intercept = sample("intercept", dist.Normal(0.0, 2.0))
-    noise = sample("noise", dist.Gamma(2.0, 4.0))
-    sample("y", dist.Normal(slope * t + intercept, noise))
-
-
-@partial(jax.jit, static_argnums=3)
-def hand_importance(key, t, y, num):
-    k1, k2, k3 = jax.random.split(key, 3)
-    slope = jax.random.normal(k1, (num,))
-    intercept = 2.0 * jax.random.normal(k2, (num,))
-    noise = jax.random.gamma(k3, 2.0, (num,)) / 4.0
-    means = slope[:, None] * t + intercept[:, None]
-    log_weights = norm.logpdf(y, means, noise[:, None]).sum(1)
-    # What a user of importance sampling reads: traces with their log densities.
-    prior = norm.logpdf(slope) + norm.logpdf(intercept, 0.0, 2.0)
-    prior += jax.scipy.stats.gamma.logpdf(noise, 2.0, 0.0, 0.25)
-    log_evidence = jax.nn.logsumexp(log_weights) - jnp.log(num)
-    return slope, intercept, noise, prior + log_weights, log_weights, log_evidence
 
 
 def hand_filter(key, ys, num):
@@ -171,26 +149,6 @@ def log_density_rows(repeats: int) -> list[Row]:
     return rows
 
 
-def importance_rows(repeats: int) -> list[Row]:
-    t = jnp.linspace(-1.0, 1.0, 10)
-    y = line.simulate(KEY, t)["y"]
-    target = condition(line, {"y": y})
-
-    def make_ours():
-        return partial(
-            jax.jit(lambda key: importance_sampling(key, target, 100_000, t)), KEY
-        )
-
-    def make_theirs():
-        return partial(hand_importance, KEY, t, y, 100_000)
-
-    name = "importance sampling, N=100,000"
-    return [
-        compare(name, "hand", make_ours(), make_theirs(), 1.05, repeats),
-        compare_first_call(name, make_ours, make_theirs, 1.5, 3),
-    ]
-
-
 def filter_rows(repeats: int, quick: bool) -> list[Row]:
     ys = volatility.simulate(KEY, 1000)["y"]
     sizes = [("bootstrap filter", 100, 10_000, 1.05)]
@@ -246,8 +204,7 @@ def main() -> None:
     repeats = 11 if options.quick else 41
     rows = log_density_rows(repeats) + importance_rows(repeats)
     rows += filter_rows(repeats, options.quick)
-    if not has("genjax"):
-        rows.append(missing("importance sampling, N=100,000", "genjax"))
+    rows += genjax_rows(repeats)
     report(rows, options.json)
 
 
