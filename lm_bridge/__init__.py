@@ -16,11 +16,24 @@ from motes.lm_bridge.decode import (
 )
 from motes.lm_bridge.decoded import Decoded as Decoded, History as History
 from motes.lm_bridge.decoding import Budget as Budget, Unit as Unit
+from motes.lm_bridge.endpoint import (
+    Completion as Completion,
+    Endpoint as Endpoint,
+    EndpointError as EndpointError,
+)
+from motes.lm_bridge.genealogy import (
+    genealogy_html as genealogy_html,
+    plot_genealogy as plot_genealogy,
+)
 from motes.lm_bridge.language_model import (
     LanguageModel as LanguageModel,
     LMState as LMState,
 )
 from motes.lm_bridge.rejection import reject as reject
+from motes.lm_bridge.remote import (
+    RemoteDecoded as RemoteDecoded,
+    decode_remote as decode_remote,
+)
 from motes.lm_bridge.rope import Rope as Rope
 from motes.lm_bridge.tabular import (
     ExactPosterior as ExactPosterior,
