@@ -26,6 +26,7 @@ from benchmarks.harness import (  # noqa: E402
     report,
 )
 from benchmarks.importance import genjax_rows, importance_rows  # noqa: E402
+from benchmarks.memory import memory_rows  # noqa: E402
 from motes.inference.smc import derive, run  # noqa: E402
 from motes.ppl import model, sample  # noqa: E402
 
@@ -205,6 +206,8 @@ def main() -> None:
     rows = log_density_rows(repeats) + importance_rows(repeats)
     rows += filter_rows(repeats, options.quick)
     rows += genjax_rows(repeats)
+    if not options.quick:
+        rows += memory_rows()
     report(rows, options.json)
 
 
