@@ -5,6 +5,7 @@ Anything that cannot be compared exactly makes the function unkeyed, and it is t
 """
 
 import dataclasses
+import enum
 import functools
 import sys
 import sysconfig
@@ -34,6 +35,7 @@ class Fingerprint:
 
     alive: list[Any] = dataclasses.field(default_factory=list)
     seen: dict[int, int] = dataclasses.field(default_factory=dict)
+    open: set[Any] = dataclasses.field(default_factory=set)
 
     def key(self, value: Any) -> Any:
         """Return a hashable key that changes whenever `value` does.
@@ -83,20 +85,33 @@ class Fingerprint:
         own = fun.__module__.split(".")[0] == "motes"
         library = own or fun.__code__.co_filename.startswith(_LIBRARIES)
         names = set() if library else set(_names(fun.__code__))
-        cells = [_cell(cell) for cell in fun.__closure__ or ()]
+        cells = [self._named(_cell(c), names) for c in fun.__closure__ or ()]
         globals_ = [
             (n, fun.__globals__[n]) for n in sorted(names) if n in fun.__globals__
         ]
-        parts = [(n, self._global(v, names)) for n, v in globals_]
+        parts = [(n, self._named(v, names)) for n, v in globals_]
         defaults = (fun.__defaults__, fun.__kwdefaults__)
-        return id(fun.__code__), *map(self.key, cells), *parts, self.key(defaults)
+        return id(fun.__code__), *cells, *parts, self.key(defaults)
 
-    def _global(self, value: Any, names: set[str]) -> Any:
-        file = getattr(value, "__file__", None)
-        if isinstance(value, types.ModuleType) and file and not _is_library(value):
-            found = [(n, getattr(value, n)) for n in sorted(names) if hasattr(value, n)]
-            return id(value), tuple((n, self.key(v)) for n, v in found)
-        return self.key(value)
+    def _named(self, value: Any, names: set[str]) -> Any:
+        """Key a value that code refers to; of a user's module or class, what it names."""
+        visit = id(value), frozenset(names)
+        if not _is_namespace(value) or visit in self.open:
+            return self.key(value)
+        self.open.add(visit)
+        self.alive.append(value)
+        found = [(n, getattr(value, n)) for n in sorted(names) if hasattr(value, n)]
+        parts = tuple((n, self._attribute(v, names)) for n, v in found)
+        self.open.remove(visit)
+        return id(value), parts
+
+    def _attribute(self, value: Any, names: set[str]) -> Any:
+        if isinstance(value, property):
+            return self.key(value.fget)
+        if hasattr(value, "__get__") and not callable(value):  # a field's descriptor
+            self.alive.append(value)
+            return "same", id(value)
+        return self._named(value, names)
 
     def _tree(self, value: Any) -> Any:
         leaves, tree = jax.tree.flatten(value)
@@ -139,6 +154,16 @@ def _is_library_wrapper(value: Any) -> bool:
     code = getattr(value, "__code__", None)
     in_library = code is not None and code.co_filename.startswith(_LIBRARIES)
     return in_library or type(value).__module__ == "functools"
+
+
+def _is_namespace(value: Any) -> bool:
+    """Whether a value is a module or class of the user's, whose attributes may change."""
+    if isinstance(value, types.ModuleType):
+        return getattr(value, "__file__", None) is not None and not _is_library(value)
+    if not isinstance(value, type) or issubclass(value, enum.Enum):
+        return False
+    module = sys.modules.get(value.__module__)
+    return module is None or not _is_library(module)
 
 
 def _is_library(module: types.ModuleType) -> bool:
