@@ -1,10 +1,4 @@
-"""What the operations promise, checked by enumeration, by hand and by statistics.
-
-`arms` has a discrete hidden state, a branch in a scan and two observations, so that its
-evidence and its posterior are finite sums; kernels start at exact draws of the posterior.
-"""
-
-import itertools
+"""What operations promise beyond their laws: statistics, derivatives, batches, caches."""
 
 import jax
 import jax.numpy as jnp
@@ -12,219 +6,223 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from motes.ppl import masked, model, sample, vmap
-from tests.ppl.zoo import coin, normal
+from motes.inference.exact import enumerate_choices
+from motes.ppl import condition, masked, model, plate, sample, select
 from tests.statistics import assert_counts_fit, assert_log_evidence_unbiased
 
-SEEN = np.array([1, 0])
-NUM_CHAINS = 20_000
-
-
-@model
-def arms():
-    """A chain of bits; where the bit is one, a second bit moves the observation."""
-
-    def step(z, _):
-        z = sample("z", dist.Bernoulli(0.25 + 0.55 * z))
-        w = jax.lax.cond(
-            z == 1, lambda: sample("w", dist.Bernoulli(0.6)), lambda: jnp.zeros_like(z)
-        )
-        sample("y", dist.Bernoulli(0.1 + 0.5 * z + 0.3 * w))
-        return z, None
-
-    b = sample("b", dist.Bernoulli(0.3))
-    jax.lax.scan(step, b, None, length=2)
-
-
-def joint_by_hand():
-    """Probability of `SEEN` with each state, at the state's number."""
-    table = np.zeros(32)
-    for b, z0, z1 in itertools.product((0, 1), repeat=3):
-        for w0, w1 in itertools.product(range(1 + z0), range(1 + z1)):
-            log_p = coin(b, 0.3)
-            for before, z, w, y in ((b, z0, w0, 1), (z0, z1, w1, 0)):
-                log_p += coin(z, 0.25 + 0.55 * before) + coin(
-                    y, 0.1 + 0.5 * z + 0.3 * w
-                )
-                log_p += coin(w, 0.6) if z else 0.0
-            table[number([b, z0, z1, w0, w1])] = np.exp(log_p)
-    return table
-
-
-def number(bits):
-    return sum(2**i * bit for i, bit in enumerate(bits))
-
-
-def state(trace):
-    w = jnp.where(trace["w"].mask, trace["w"].value, 0)
-    return number([trace["b"], *trace["z"], *w])
-
-
-def posterior_trace(key):
-    """A trace whose state is an exact draw from the posterior."""
-    first, second = jax.random.split(key)
-    with np.errstate(divide="ignore"):
-        drawn = jax.random.categorical(first, jnp.asarray(np.log(joint_by_hand())))
-    b, z0, z1, w0, w1 = [drawn // 2**i % 2 for i in range(5)]
-    choices = {"b": b, "z": jnp.stack([z0, z1]), "w": jnp.stack([w0, w1]), "y": SEEN}
-    return arms.generate(second, choices)[0]
-
-
-def assert_invariant(key, kernel):
-    """Move exact draws one step; they must still come from the posterior."""
-
-    @jax.jit
-    @jax.vmap
-    def step(key):
-        first, second, third = jax.random.split(key, 3)
-        old = posterior_trace(first)
-        new, log_ratio = kernel(second, old)
-        accept = jnp.log(jax.random.uniform(third)) < log_ratio
-        return state(old), jnp.where(accept, state(new), state(old))
-
-    old, new = map(np.asarray, step(jax.random.split(key, NUM_CHAINS)))
-    exact = joint_by_hand() / joint_by_hand().sum()
-    assert_counts_fit(exact, np.bincount(old, minlength=32))
-    assert_counts_fit(exact, np.bincount(new, minlength=32))
-    assert (old != new).mean() > 0.1, "the kernel hardly moves"
-
-
-def test_generate_is_unbiased_for_the_evidence(key):
-    weigh = jax.jit(jax.vmap(lambda k: arms.generate(k, {"y": SEEN})[1]))
-    log_weights = weigh(jax.random.split(key, 20_000))
-    assert len(np.unique(log_weights)) > 3
-    assert_log_evidence_unbiased(np.log(joint_by_hand().sum()), log_weights)
-
-
-def test_a_metropolis_kernel_that_flips_branches_keeps_the_posterior(key):
-    def flip(key, old):
-        first, second = jax.random.split(key)
-        t = jax.random.randint(first, (), 0, 2)
-        z = old["z"].at[t].set(1 - old["z"][t])
-        new, log_weight, discarded = arms.update(second, old, {"z": z})
-        # What the way back would draw: a bit that is discarded in its scan's step.
-        value, mask = discarded["w"]
-        gone = jnp.where(value == 1, np.log(0.6), np.log(0.4))
-        return new, log_weight + jnp.sum(jnp.where(mask, gone, 0.0))
-
-    assert_invariant(key, flip)
-
-
-@pytest.mark.parametrize("selection", ["z", "b", ("b", "z", "w")])
-def test_accepted_regenerations_keep_the_posterior(key, selection):
-    chosen = selection if isinstance(selection, str) else list(selection)
-    assert_invariant(key, lambda k, old: arms.regenerate(k, old, chosen))
+Y = 0.7
 
 
 @model
 def branches():
-    b = sample("b", dist.Bernoulli(0.4))
-    x = jax.lax.cond(
-        b == 1,
-        lambda: (
-            sample("x", dist.Normal(3.0, 1.0)) + sample("up", dist.Normal(1.0, 1.0))
-        ),
-        lambda: (
-            sample("x", dist.Normal(-3.0, 2.0)) - sample("down", dist.Normal(0.0, 3.0))
-        ),
+    """A coin decides which discrete choice is made; all of it can be enumerated."""
+    z = sample("z", dist.Bernoulli(0.3))
+    level = jax.lax.cond(
+        z == 1,
+        lambda: 1.0 * sample("a", dist.Categorical(jnp.array([0.5, 0.3, 0.2]))),
+        lambda: 2.0 - 3.0 * sample("b", dist.Bernoulli(0.6)),
     )
-    sample("y", dist.Normal(x, 1.0))
+    sample("y", dist.Normal(level, 1.0))
 
 
-def up(x, up, y):
-    return coin(1, 0.4) + normal(x, 3.0) + normal(up, 1.0) + normal(y, x + up)
+BRANCHES = [(1, 0), (1, 1), (1, 2), (0, 0), (0, 1)]
 
 
-def down(x, down, y):
-    return (
-        coin(0, 0.4)
-        + normal(x, -3.0, 2.0)
-        + normal(down, 0.0, 3.0)
-        + normal(y, x - down)
-    )
+def _log_joint():
+    """The log density of each state of `branches` with `Y`, by hand."""
+    coins = np.log([0.3] * 3 + [0.7] * 2)
+    choices = np.log([0.5, 0.3, 0.2, 0.4, 0.6])
+    levels = np.array([0.0, 1.0, 2.0, 2.0, -1.0])
+    return coins + choices - 0.5 * (Y - levels) ** 2 - 0.5 * np.log(2 * np.pi)
 
 
-def test_update_of_a_branch_weighs_the_ratio_of_densities(key):
-    old, _ = branches.generate(key, {"b": 1, "x": 2.0, "up": 0.5, "y": 1.5})
-    np.testing.assert_allclose(old.log_density, up(2.0, 0.5, 1.5))
-    new, log_weight, discarded = branches.update(key, old, {"b": 0})
-    drawn = float(new["down"].value)
-    assert bool(new["down"].mask) and not bool(new["up"].mask)
-    np.testing.assert_allclose(new.log_density, down(2.0, drawn, 1.5))
-    ratio = down(2.0, drawn, 1.5) - up(2.0, 0.5, 1.5)
-    np.testing.assert_allclose(log_weight, ratio - normal(drawn, 0.0, 3.0))
-    assert discarded["b"] == 1 and float(discarded["up"].value) == 0.5
-    assert bool(discarded["up"].mask) and not bool(discarded["down"].mask)
-    assert discarded.keys() == {"b", "up", "down"}
+def _states(num, key):
+    """Draw exactly from the posterior, as traces."""
+    joint = _log_joint()
+    rows = jax.random.choice(key, 5, (num,), p=jnp.exp(joint) / jnp.exp(joint).sum())
+    z, chosen = jnp.array(BRANCHES)[rows].T
+
+    def trace(z, chosen):
+        given = {"z": z, "a": chosen, "b": jnp.minimum(chosen, 1), "y": Y}
+        return branches.generate(jax.random.key(0), given)[0]
+
+    return jax.vmap(trace)(z, chosen)
 
 
-def test_discarded_choices_take_a_change_of_branch_back(key):
-    old, _ = branches.generate(key, {"b": 1, "x": 2.0, "up": 0.5, "y": 1.5})
-    new, log_weight, gone = branches.update(key, old, {"b": 0, "down": -1.0})
-    np.testing.assert_allclose(log_weight, down(2.0, -1.0, 1.5) - up(2.0, 0.5, 1.5))
-    back, reverse, regained = branches.update(key, new, gone)
-    np.testing.assert_allclose(reverse, -log_weight)
-    np.testing.assert_allclose(back.log_density, old.log_density)
-    assert float(back["up"].value) == 0.5 and bool(back["up"].mask)
-    assert int(regained["b"]) == 0 and float(regained["down"].value) == -1.0
+def _counts(traces):
+    """Count the states of many traces."""
+    a, b = traces["a"], traces["b"]
+    row = jnp.where(traces["z"] == 1, a.value, 3 + b.value)
+    assert jnp.all(a.mask == (traces["z"] == 1)) and jnp.all(b.mask != a.mask)
+    return np.bincount(row, minlength=5)
 
 
-@model
-def regression(theta):
-    def step(x, _):
-        return sample("x", dist.Normal(theta * x, 1.0)), None
-
-    last, _ = jax.lax.scan(step, jnp.ones(()), None, length=3)
-    jax.lax.cond(
-        last > 0,
-        lambda: sample("y", dist.Normal(theta, 1.0)),
-        lambda: sample("y", dist.Normal(theta**2, 2.0)),
-    )
-    jax.jit(lambda m: sample("z", dist.Normal(m, 1.0)))(jnp.sin(theta))
+def test_enumeration_agrees_with_the_sum_by_hand():
+    exact = enumerate_choices(condition(branches, {"y": Y}))
+    np.testing.assert_allclose(exact.log_evidence, np.log(np.exp(_log_joint()).sum()))
 
 
-@pytest.mark.parametrize("last", [0.4, -0.4])
-def test_gradients_are_those_by_hand(last):
-    x, y, z, theta = np.array([0.5, -1.2, last]), 0.7, -0.3, 0.8
-    density = lambda c, t: regression.log_density(c, t)  # noqa: E731
-    choices = {"x": jnp.asarray(x), "y": jnp.asarray(y), "z": jnp.asarray(z)}
-    by_choice, by_theta = jax.jit(jax.grad(density, (0, 1)))(choices, theta)
-    before = np.array([1.0, *x[:-1]])
-    error = x - theta * before
-    mean, var, slope = (theta, 1.0, 1.0) if last > 0 else (theta**2, 4.0, 2 * theta)
-    expected = (before * error).sum() + (y - mean) / var * slope
-    expected += (z - np.sin(theta)) * np.cos(theta)
-    np.testing.assert_allclose(by_theta, expected)
+def test_generate_is_unbiased_for_the_evidence(key):
+    def weight(key):
+        return branches.generate(key, {"y": Y})[1]
+
+    log_weights = jax.jit(jax.vmap(weight))(jax.random.split(key, 20_000))
+    assert_log_evidence_unbiased(np.log(np.exp(_log_joint()).sum()), log_weights)
+
+
+def test_update_that_flips_a_branch_weighs_by_the_full_ratio(key):
+    trace, _ = branches.generate(key, {"z": 1, "a": 2, "y": Y})
+    joint = _log_joint()
+    new, log_weight, discarded = branches.update(key, trace, {"z": 0, "b": 1})
+    np.testing.assert_allclose(log_weight, joint[4] - joint[2], rtol=1e-6)
+    np.testing.assert_allclose(new.log_density, joint[4], rtol=1e-6)
+    assert discarded["z"] == 1 and discarded["a"].value == 2
+    back, back_weight, _ = branches.update(key, new, discarded)
+    np.testing.assert_allclose(back_weight, -log_weight, rtol=1e-6)
+    np.testing.assert_allclose(back.log_density, trace.log_density, rtol=1e-6)
+    # What the new branch draws afresh is divided by its own density.
+    new, log_weight, _ = branches.update(key, trace, {"z": 0})
+    fresh = np.log([0.4, 0.6])[int(new["b"].value)]
     np.testing.assert_allclose(
-        by_choice["x"], theta * np.append(error[1:], 0.0) - error
+        log_weight, new.log_density - fresh - trace.log_density, rtol=1e-6
     )
-    np.testing.assert_allclose(by_choice["y"], -(y - mean) / var)
-    np.testing.assert_allclose(by_choice["z"], np.sin(theta) - z)
+
+
+def _metropolis(key, trace):
+    """Flip the coin; the branch it opens is drawn from the model."""
+    draw_key, accept_key = jax.random.split(key)
+    new, log_weight, _ = branches.update(draw_key, trace, {"z": 1 - trace["z"]})
+    # The way back would draw what the old branch held.
+    log_ratio = log_weight + branches.project(trace, select("a", "b"))
+    return _choose(accept_key, log_ratio, new, trace)
+
+
+def _regenerate(key, trace):
+    draw_key, accept_key = jax.random.split(key)
+    new, log_weight = branches.regenerate(draw_key, trace, select("z", "a", "b"))
+    return _choose(accept_key, log_weight, new, trace)
+
+
+def _choose(key, log_ratio, new, old):
+    accepts = jnp.log(jax.random.uniform(key)) < log_ratio
+    return jax.tree.map(lambda x, y: jnp.where(accepts, x, y), new, old)
+
+
+@pytest.mark.parametrize("kernel", [_metropolis, _regenerate])
+def test_metropolis_over_branches_leaves_the_posterior_invariant(key, kernel):
+    start_key, move_key = jax.random.split(key)
+    traces = _states(20_000, start_key)
+    moved = jax.jit(jax.vmap(kernel))(jax.random.split(move_key, 20_000), traces)
+    joint = np.exp(_log_joint())
+    assert_counts_fit(joint / joint.sum(), _counts(traces))
+    assert_counts_fit(joint / joint.sum(), _counts(moved))
+    assert 0.1 < float(jnp.mean(moved["z"] != traces["z"])) < 0.9
 
 
 @model
-def mixed():
-    mu = sample("mu", dist.Normal(0.0, 1.0))
-    vmap(lambda m: sample("lane", dist.Normal(m + mu, 1.0)))(jnp.arange(2.0))
-
-    def step(x, _):
-        x = sample("x", dist.Normal(x, 1.0))
-        jax.lax.cond(x > 0, lambda: sample("pos", dist.Gamma(2.0, 1.0)), lambda: x)
+def chain(slope, scale):
+    def step(x, t):
+        mean = jax.lax.cond(t % 2 == 0, lambda: slope * x, lambda: jnp.sin(slope * x))
+        x = jax.jit(lambda m: sample("x", dist.Normal(m, scale)))(mean)
         return x, None
 
-    jax.lax.scan(step, mu, None, length=2)
+    return jax.lax.scan(step, 0.5, jnp.arange(4))[0]
 
 
-@pytest.mark.parametrize("operation", ["simulate", "generate"])
-def test_a_users_vmap_over_keys_is_a_loop_over_keys(key, operation):
-    given = {"lane": masked(jnp.ones(2), jnp.array([True, False]))}
-    run = {
-        "simulate": mixed.simulate,
-        "generate": lambda k: mixed.generate(k, given),
-    }[operation]
-    keys = jax.random.split(key, 4)
-    lanes = jax.vmap(run)(keys)
-    loop = jax.tree.map(lambda *xs: jnp.stack(xs), *map(run, keys))
-    jax.tree.map(np.testing.assert_array_equal, lanes, loop)
-    trace = lanes if operation == "simulate" else lanes[0]
-    assert len(np.unique(trace["mu"])) == 4
+def test_derivatives_go_through_scan_cond_and_jit(key):
+    x = jax.random.normal(key, (4,))
+
+    def by_hand(x, slope, scale):
+        before = jnp.concatenate([jnp.array([0.5]), x[:-1]])
+        even = jnp.arange(4) % 2 == 0
+        mean = jnp.where(even, slope * before, jnp.sin(slope * before))
+        return dist.Normal(mean, scale).log_prob(x).sum()
+
+    def ours(x, slope, scale):
+        return chain.log_density({"x": x}, slope, scale)
+
+    for derivative in (jax.grad, jax.jacfwd, jax.hessian):
+        found = derivative(ours, (0, 1, 2))(x, 0.8, 1.3)
+        expected = derivative(by_hand, (0, 1, 2))(x, 0.8, 1.3)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b), found, expected)
+
+
+def test_vmap_over_keys_is_a_loop_over_keys(key):
+    keys = jax.random.split(key, 5)
+    given = {"x": masked(jnp.array([0.0, 1.0, 0.0, 0.0]), jnp.arange(4) == 1)}
+    for operation in (
+        lambda k: chain.simulate(k, 0.8, 1.3),
+        lambda k: chain.generate(k, given, 0.8, 1.3),
+    ):
+        batch = jax.vmap(operation)(keys)
+        loop = jax.tree.map(lambda *x: jnp.stack(x), *[operation(k) for k in keys])
+        jax.tree.map(np.testing.assert_allclose, batch, loop)
+
+
+def test_a_second_call_neither_traces_nor_compiles(key):
+    @model
+    def counted(n, mean):
+        return sample("x", dist.Normal(mean, 1.0).expand([n]))
+
+    def use(mean):
+        trace = counted.simulate(key, 3, mean)
+        counted.log_density(trace.choices, 3, mean)
+        counted.generate(key, trace.choices, 3, mean)
+        counted.update(key, trace, {"x": jnp.zeros(3)}, 3, mean)
+
+    use(0.5)
+    work = []
+
+    def listen(name, seconds, **_):
+        if name.startswith("/jax/core/compile/"):
+            work.append(name.rpartition("/")[2])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    use(1.5)
+    assert work == []
+    counted.simulate(key, 4, 0.5)
+    assert {"jaxpr_trace_duration", "backend_compile_duration"} <= set(work)
+
+
+def test_nested_plates_of_one_size_keep_rows_and_columns(key):
+    loc = 100.0 * jnp.arange(3.0)
+
+    @model
+    def grid():
+        def row(r):
+            def cell(m):
+                return sample("x", dist.Normal(10.0 * r + m, 1e-3))
+
+            sample("row", dist.Normal(r, 1e-3))
+            return plate(cell)(loc)
+
+        return plate(row)(jnp.arange(3.0))
+
+    trace = grid.simulate(key)
+    expected = 10.0 * np.arange(3)[:, None] + np.asarray(loc)[None, :]
+    np.testing.assert_allclose(trace["x"], expected, atol=0.01)
+    np.testing.assert_allclose(trace["row"], np.arange(3), atol=0.01)
+    np.testing.assert_array_equal(trace.return_value, trace["x"])
+    assert np.unique(np.asarray(trace["x"]) - expected).size == 9
+
+
+def test_a_branch_counts_once_for_each_lane(key):
+    @model
+    def lanes():
+        def lane(p):
+            return jax.lax.cond(
+                p > 0,
+                lambda: sample("up", dist.Normal(p, 1.0)),
+                lambda: sample("down", dist.Normal(p, 2.0)),
+            )
+
+        return plate(lane)(jnp.array([-1.0, 2.0, 3.0, -4.0]))
+
+    trace = lanes.simulate(key)
+    up, down = trace["up"], trace["down"]
+    np.testing.assert_array_equal(up.mask, [False, True, True, False])
+    np.testing.assert_array_equal(down.mask, ~up.mask)
+    made = dist.Normal(jnp.array([2.0, 3.0]), 1.0).log_prob(up.value[1:3]).sum()
+    made += dist.Normal(-1.0, 2.0).log_prob(down.value[0])
+    made += dist.Normal(-4.0, 2.0).log_prob(down.value[3])
+    np.testing.assert_allclose(trace.log_density, made)
