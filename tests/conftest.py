@@ -27,6 +27,13 @@ def key(request: pytest.FixtureRequest) -> jax.Array:
     return jax.random.key(zlib.crc32(request.node.nodeid.encode()))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_programs_in_memory():
+    """Each compiled program maps memory, of which a process has a limited number."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def users_lines_in_errors():
     """The hook that checks types wraps every function; errors should not point at it."""

@@ -1,4 +1,4 @@
-"""What operations promise beyond their laws: statistics, derivatives, batches, caches."""
+"""What operations promise beyond their laws: statistics, derivatives, batches."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import numpyro.distributions as dist
 import pytest
 
 from motes.inference.exact import enumerate_choices
-from motes.ppl import condition, masked, model, plate, sample, select
+from motes.ppl import condition, masked, model, sample, select
 from tests.statistics import assert_counts_fit, assert_log_evidence_unbiased
 
 Y = 0.7
@@ -157,72 +157,3 @@ def test_vmap_over_keys_is_a_loop_over_keys(key):
         batch = jax.vmap(operation)(keys)
         loop = jax.tree.map(lambda *x: jnp.stack(x), *[operation(k) for k in keys])
         jax.tree.map(np.testing.assert_allclose, batch, loop)
-
-
-def test_a_second_call_neither_traces_nor_compiles(key):
-    @model
-    def counted(n, mean):
-        return sample("x", dist.Normal(mean, 1.0).expand([n]))
-
-    def use(mean):
-        trace = counted.simulate(key, 3, mean)
-        counted.log_density(trace.choices, 3, mean)
-        counted.generate(key, trace.choices, 3, mean)
-        counted.update(key, trace, {"x": jnp.zeros(3)}, 3, mean)
-
-    use(0.5)
-    work = []
-
-    def listen(name, seconds, **_):
-        if name.startswith("/jax/core/compile/"):
-            work.append(name.rpartition("/")[2])
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    use(1.5)
-    assert work == []
-    counted.simulate(key, 4, 0.5)
-    assert {"jaxpr_trace_duration", "backend_compile_duration"} <= set(work)
-
-
-def test_nested_plates_of_one_size_keep_rows_and_columns(key):
-    loc = 100.0 * jnp.arange(3.0)
-
-    @model
-    def grid():
-        def row(r):
-            def cell(m):
-                return sample("x", dist.Normal(10.0 * r + m, 1e-3))
-
-            sample("row", dist.Normal(r, 1e-3))
-            return plate(cell)(loc)
-
-        return plate(row)(jnp.arange(3.0))
-
-    trace = grid.simulate(key)
-    expected = 10.0 * np.arange(3)[:, None] + np.asarray(loc)[None, :]
-    np.testing.assert_allclose(trace["x"], expected, atol=0.01)
-    np.testing.assert_allclose(trace["row"], np.arange(3), atol=0.01)
-    np.testing.assert_array_equal(trace.return_value, trace["x"])
-    assert np.unique(np.asarray(trace["x"]) - expected).size == 9
-
-
-def test_a_branch_counts_once_for_each_lane(key):
-    @model
-    def lanes():
-        def lane(p):
-            return jax.lax.cond(
-                p > 0,
-                lambda: sample("up", dist.Normal(p, 1.0)),
-                lambda: sample("down", dist.Normal(p, 2.0)),
-            )
-
-        return plate(lane)(jnp.array([-1.0, 2.0, 3.0, -4.0]))
-
-    trace = lanes.simulate(key)
-    up, down = trace["up"], trace["down"]
-    np.testing.assert_array_equal(up.mask, [False, True, True, False])
-    np.testing.assert_array_equal(down.mask, ~up.mask)
-    made = dist.Normal(jnp.array([2.0, 3.0]), 1.0).log_prob(up.value[1:3]).sum()
-    made += dist.Normal(-1.0, 2.0).log_prob(down.value[0])
-    made += dist.Normal(-4.0, 2.0).log_prob(down.value[3])
-    np.testing.assert_allclose(trace.log_density, made)

@@ -1,205 +1,128 @@
-"""Random programs with random nesting, against a walk through the same program in Python.
+"""Random models agree with a second reading of the same program in plain Python.
 
-A program passes one number through its statements. `emit` writes it as a model in JAX;
-`walk` follows it with floats, reads each choice where it was made, and sums densities.
+Constructs nest in every order up to depth four; what the log density of a trace must be,
+and which choices it must hold, is worked out in `tests/ppl/random_programs.py`.
 """
 
-from dataclasses import dataclass, replace
-from itertools import count
-from math import log, tanh
-from typing import Any
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
-from hypothesis import given, settings, strategies as st
-from scipy import stats
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
-from motes.ppl import Masked, factor, model, plate, sample, scope
+from motes.ppl import Masked, model
+from tests.ppl.random_programs import (
+    CALLS,
+    FAMILIES,
+    REAL,
+    Around,
+    Branches,
+    Carried,
+    Factor,
+    Hand,
+    Mapped,
+    Place,
+    Sequence,
+    Site,
+    Twice,
+)
 
-MAX_DEPTH = 4
-
-
-@dataclass(frozen=True)
-class Statement:
-    """One statement; `bodies` are the programs that it contains."""
-
-    kind: str
-    size: int = 0
-    bodies: tuple[tuple["Statement", ...], ...] = ()
-    name: str = ""
-
-
-LEAVES = ["normal", "coin", "factor"]
-WRAPPERS = ["jit", "checkpoint", "scope", "call"]
-LOOPS = ["scan", "fori", "map", "plate"]
-CHOICES = {"cond": 2, "switch": 3}
-
-
-@st.composite
-def statements(draw, depth):
-    kinds = LEAVES if depth == 0 else [*LEAVES, *WRAPPERS, *LOOPS, *LOOPS, *CHOICES]
-    kind = draw(st.sampled_from(kinds))
-    if kind in LEAVES:
-        return Statement(kind)
-    bodies = tuple(draw(programs(depth - 1)) for _ in range(CHOICES.get(kind, 1)))
-    return Statement(kind, draw(st.integers(1, 3)), bodies)
+START = 0.3
+FAST = {"xla_backend_optimization_level": 0}  # most of the time goes to compiling
 
 
-@st.composite
-def programs(draw, depth):
-    return tuple(draw(st.lists(statements(depth), min_size=1, max_size=2)))
+def wrapping(construct, kind):
+    return lambda inner, leaf, size: construct(kind, inner(1))
 
 
-def named(program, numbers):
-    """Give every statement a name of its own."""
-    return tuple(
-        replace(
-            s,
-            name=f"{s.kind}{next(numbers)}",
-            bodies=tuple(named(body, numbers) for body in s.bodies),
-        )
-        for s in program
-    )
+def looping(construct, kind):
+    return lambda inner, leaf, size: construct(kind, size, inner(1))
 
 
-def emit(program, x):
-    for s in program:
-        x = EMIT[s.kind](s, x)
-    return x
+CONSTRUCTS = {
+    **{kind: wrapping(Around, kind) for kind in CALLS},
+    **{kind: looping(Carried, kind) for kind in ("scan", "reverse", "fori_loop")},
+    **{kind: looping(Mapped, kind) for kind in ("map", "plate", "same")},
+    "twice": lambda inner, leaf, size: Twice(inner(1)),
+    "cond": lambda inner, leaf, size: Branches(False, (inner(1), leaf)),
+    "both": lambda inner, leaf, size: Branches(False, (inner(2), inner(1))),
+    "switch": lambda inner, leaf, size: Branches(False, (leaf, inner(1), inner(2))),
+    "shared": lambda inner, leaf, size: Branches(True, tuple(map(Site, REAL))),
+}
+LEAVES = [*map(Site, FAMILIES), Factor(0.5)]
 
 
-def _emit_coin(s, x):
-    p = 0.5 + 0.4 * jnp.tanh(x)
-    return x + sample(s.name, dist.Bernoulli(p)) - 0.5
+def nest(kinds, leaves, sizes):
+    """Nest the constructs, outermost first, each in a sequence that starts with a leaf."""
+    first, *rest = leaves
+    if not kinds:
+        return first
+
+    def inner(step):
+        return nest(kinds[step:], rest[step:] + rest[:step], sizes[step:])
+
+    made = CONSTRUCTS[kinds[0]](inner, rest[-1], sizes[0])
+    return Sequence((first, made))
 
 
-def _emit_factor(s, x):
-    factor(s.name, 0.3 * jnp.tanh(x))
-    return 0.9 * x
-
-
-def _emit_scope(s, x):
-    with scope(s.name):
-        return emit(s.bodies[0], x)
-
-
-def _emit_scan(s, x):
-    return jax.lax.scan(
-        lambda x, _: (emit(s.bodies[0], x), None), x, None, length=s.size
-    )[0]
-
-
-def _starts(s, x):
-    return x + 0.7 * jnp.arange(s.size) - 0.5
-
-
-def _emit_switch(s, x):
-    index = jnp.int32(x > -0.5) + jnp.int32(x > 0.5)
-    return jax.lax.switch(index, [lambda x, b=b: emit(b, x) for b in s.bodies], x)
-
-
-EMIT = {
-    "normal": lambda s, x: sample(s.name, dist.Normal(jnp.tanh(x), 1.5)),
-    "coin": _emit_coin,
-    "factor": _emit_factor,
-    "jit": lambda s, x: jax.jit(lambda x: emit(s.bodies[0], x))(x),
-    "checkpoint": lambda s, x: jax.checkpoint(lambda x: emit(s.bodies[0], x))(x),
-    "scope": _emit_scope,
-    "call": lambda s, x: model(lambda x: emit(s.bodies[0], x))(x, address=s.name),
-    "scan": _emit_scan,
-    "fori": lambda s, x: jax.lax.fori_loop(
-        0, s.size, lambda _, x: emit(s.bodies[0], x), x
-    ),
-    "map": lambda s, x: jnp.mean(
-        jax.lax.map(lambda x: emit(s.bodies[0], x), _starts(s, x))
-    ),
-    "plate": lambda s, x: jnp.mean(
-        plate(lambda x: emit(s.bodies[0], x))(_starts(s, x))
-    ),
-    "cond": lambda s, x: jax.lax.cond(
-        x > 0, *(lambda x, b=b: emit(b, x) for b in s.bodies), x
-    ),
-    "switch": _emit_switch,
+KINDS = list(CONSTRUCTS)
+DRAWN = {
+    # Steps from the outer construct in the list, so that each one meets all others.
+    "steps": st.permutations(range(len(KINDS))),
+    "leaves": st.permutations(LEAVES),
+    "sizes": st.permutations([2, 2, 3, 3]),
 }
 
 
-@dataclass
-class Walk:
-    """A walk through a program along the choices of a trace."""
-
-    choices: Any
-    total: float = 0.0
-    num_read: int = 0
-
-    def read(self, path, index):
-        entry = self.choices
-        for name in path:
-            entry = entry[name]
-        if isinstance(entry, Masked):
-            assert np.asarray(entry.mask)[index], f"{path} was made at {index}"
-            entry = entry.value
-        assert np.ndim(entry) == len(index), f"{path} has one axis for each loop"
-        self.num_read += 1
-        return float(np.asarray(entry)[index])
-
-    def program(self, program, x, path=(), index=()):
-        for s in program:
-            x = self.statement(s, x, path, index)
-        return x
-
-    def statement(self, s, x, path, index):
-        if s.kind == "normal":
-            value = self.read((*path, s.name), index)
-            self.total += stats.norm.logpdf(value, tanh(x), 1.5)
-            return value
-        if s.kind == "coin":
-            value, p = self.read((*path, s.name), index), 0.5 + 0.4 * tanh(x)
-            self.total += log(p if value else 1 - p)
-            return x + value - 0.5
-        if s.kind == "factor":
-            self.total += 0.3 * tanh(x)
-            return 0.9 * x
-        if s.kind in ("scope", "call"):
-            return self.program(s.bodies[0], x, (*path, s.name), index)
-        if s.kind in ("jit", "checkpoint"):
-            return self.program(s.bodies[0], x, path, index)
-        if s.kind in ("scan", "fori"):
-            for i in range(s.size):
-                x = self.program(s.bodies[0], x, path, (*index, i))
-            return x
-        if s.kind in ("map", "plate"):
-            starts = [x + 0.7 * i - 0.5 for i in range(s.size)]
-            ends = [
-                self.program(s.bodies[0], start, path, (*index, i))
-                for i, start in enumerate(starts)
-            ]
-            return sum(ends) / s.size
-        branch = int(not x > 0) if s.kind == "cond" else int(x > -0.5) + int(x > 0.5)
-        return self.program(s.bodies[branch], x, path, index)
+def flat(node, path=()):
+    if not isinstance(node, dict):
+        return {path: node}
+    return {p: v for k, x in node.items() for p, v in flat(x, (*path, k)).items()}
 
 
-def _num_made(choices):
-    """Count the choices that were made."""
-    leaves = jax.tree.leaves(choices, is_leaf=lambda x: isinstance(x, Masked))
-    return sum(int(x.mask.sum()) if isinstance(x, Masked) else x.size for x in leaves)
-
-
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
-@given(programs(MAX_DEPTH), st.integers(0, 2**31 - 1))
-def test_log_density_is_the_sum_along_the_program(program, seed):
-    program = named(program, count())
-
-    @model
-    def random_model():
-        return emit(program, jnp.asarray(0.1))
-
-    trace = random_model.simulate(jax.random.key(seed))
-    walk = Walk(trace.choices)
-    end = walk.program(program, 0.1)
-    assert walk.num_read == _num_made(trace.choices)
+def check_trace(tree, trace):
+    """Compare one trace of a tree with the reading by hand."""
+    hand = Hand(trace.choices)
+    end = tree.read(START, "s", hand, Place())
+    np.testing.assert_allclose(trace.log_density, hand.total, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(trace.return_value, end, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(trace.log_density, walk.total, rtol=1e-9, atol=1e-9)
-    again = random_model.log_density(trace.choices)
-    np.testing.assert_allclose(again, walk.total, rtol=1e-9, atol=1e-9)
+    entries = flat(trace.choices)
+    shapes = dict(tree.shapes("s", Place()))
+    masks = 0
+    for path, entry in entries.items():
+        value = entry.value if isinstance(entry, Masked) else entry
+        assert value.shape == shapes.pop(path)
+        masks += int(np.sum(entry.mask)) if isinstance(entry, Masked) else 0
+    assert not shapes, "a site has no choice"
+    assert masks == len(hand.met), "a mask is true where no choice was made"
+
+
+@pytest.mark.parametrize("outer", [kind for kind in KINDS if kind != "shared"])
+@given(**DRAWN)
+@settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=2,
+    phases=[Phase.generate],  # shrinking would compile hundreds of programs
+    suppress_health_check=[HealthCheck.too_slow],
+)
+def test_random_models_agree_with_the_sum_by_hand(outer, steps, leaves, sizes):
+    inner = [KINDS.index(outer) + 1 + step for step in steps[:3]]
+    tree = nest([outer, *(KINDS[i % len(KINDS)] for i in inner)], leaves, sizes)
+    program = model(lambda x: tree.run(x, "s"))
+
+    @partial(jax.jit, compiler_options=FAST)
+    def operate(key):
+        trace = program.simulate(key, jnp.asarray(START))
+        log_density = program.log_density(trace.choices, *trace.args)
+        again, log_weight = program.generate(key, trace.choices, *trace.args)
+        return trace, log_density, log_weight, again
+
+    for seed in range(3):
+        trace, *others, again = jax.tree.map(np.asarray, operate(jax.random.key(seed)))
+        check_trace(tree, trace)
+        check_trace(tree, again)
+        np.testing.assert_allclose(others, trace.log_density, rtol=1e-9, atol=1e-9)
