@@ -162,6 +162,11 @@ def decode_batch(
         )
     shape = (len(prompts), num_particles)
     rows = [jnp.asarray(prompt, jnp.int32) for prompt in prompts]
+    if any(row.ndim != 1 for row in rows):
+        raise ValueError(
+            "decode_batch: prompts must be rows of token ids, got one that is no row. "
+            "For a single prompt use decode."
+        )
     program = decoding(lm, rows, max_tokens, potential, num_prompts=shape[0], **options)
     how: Any = {"resample": resample, "ess_threshold": ess_threshold}
     particles, history = run_blocks(key, program, *shape, collect=_record, **how)

@@ -39,7 +39,8 @@ class TabularLM(eqx.Module):
 
     def prefill(self, prompt_tokens: Any) -> Int[Array, " P"]:
         """Return the row that follows each prompt; an empty prompt is the start."""
-        several = isinstance(prompt_tokens, list) and np.ndim(prompt_tokens[0]) == 1
+        rows = isinstance(prompt_tokens, list) and len(prompt_tokens) > 0
+        several = rows and np.ndim(prompt_tokens[0]) == 1
         prompts = prompt_tokens if several else [prompt_tokens]
         start = jnp.full(1, self.vocab_size)
         last = [jnp.append(start, jnp.asarray(prompt))[-1] for prompt in prompts]

@@ -138,10 +138,11 @@ def kalman_filter(
     References:
         Kalman (1960); Chopin and Papaspiliopoulos (2020), Section 7.3.
     """
-    if observations.shape[0] != chain.num_steps:
+    expected = (chain.num_steps, chain._observations()[0].shape[-2])
+    if observations.shape != expected:
         raise ValueError(
-            f"kalman_filter: observations must have {chain.num_steps} rows, got "
-            f"{observations.shape[0]}."
+            f"kalman_filter: observations must have {expected[0]} rows of "
+            f"{expected[1]} columns, got shape {observations.shape}."
         )
     transitions = jax.tree.map(_pad_first, chain._transitions())
 

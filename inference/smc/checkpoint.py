@@ -5,6 +5,7 @@ replaced whole or not at all. `steps` writes one after each step.
 """
 
 import os
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,18 @@ from jaxtyping import Array, Key
 from motes.inference.smc.particles import Particles
 
 
-def save(file: Path, key: Key[Array, ""], step: int, particles: Particles) -> None:
-    """Write the population after a step of the run with `key`.
+def identify(key: Key[Array, ""], program: Any) -> np.ndarray:
+    """Return a digest of what makes a run: its key, its number of steps, its data."""
+    digest = sha256(_raw(key).tobytes() + str(program.num_steps).encode())
+    for leaf in jax.tree.leaves(program):
+        if isinstance(leaf, jax.Array | np.ndarray) and leaf.dtype != object:
+            raw = _raw(leaf)
+            digest.update(f"{raw.shape}{raw.dtype}".encode() + raw.tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
+def save(file: Path, run: np.ndarray, step: int, particles: Particles) -> None:
+    """Write the population after a step of the run that `identify` has named.
 
     Raises:
         ValueError: If the state holds Python objects.
@@ -30,25 +41,25 @@ def save(file: Path, key: Key[Array, ""], step: int, particles: Particles) -> No
         )
     unfinished = file.with_name(file.name + ".partial")
     with unfinished.open("wb") as stream:
-        np.savez(stream, *leaves, key=_raw(key), step=step)
+        np.savez(stream, *leaves, run=run, step=step)
     os.replace(unfinished, file)
 
 
-def load(file: Path, key: Key[Array, ""], like: Particles) -> tuple[int, Particles]:
+def load(file: Path, run: np.ndarray, like: Particles) -> tuple[int, Particles]:
     """Read the step and the population; `like` is one of the same run.
 
     Raises:
-        ValueError: If the file is of a run with another key, size or state.
+        ValueError: If the file is of a run with another key, program, data or size.
     """
     leaves, tree = jax.tree.flatten(like)
     with np.load(file, allow_pickle=False) as saved:
-        step, saved_key = int(saved["step"]), saved["key"]
+        step, saved_run = int(saved["step"]), saved["run"]
         arrays = [saved[f"arr_{i}"] for i in range(len(saved.files) - 2)]
-    same = np.array_equal(saved_key, _raw(key)) and len(arrays) == len(leaves)
+    same = np.array_equal(saved_run, run) and len(arrays) == len(leaves)
     if not same or not all(map(_matches, arrays, leaves)):
         raise ValueError(
-            "steps: checkpoint must be of a run with this key, size and state, got "
-            f"{file}. Remove the file to start again."
+            "steps: checkpoint must be of a run with this key, size and state, of this "
+            f"program on these data, got {file}. Remove the file to start again."
         )
     restored = [_restore(x, y) for x, y in zip(arrays, leaves, strict=True)]
     return step, jax.tree.unflatten(tree, restored)

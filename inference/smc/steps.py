@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from motes.inference.smc.checkpoint import load, save
+from motes.inference.smc.checkpoint import identify, load, save
 from motes.inference.smc.feynman_kac import FeynmanKac
 from motes.inference.smc.particles import Particles, raise_if_dead
 from motes.inference.smc.resampling import Resampler, systematic
@@ -51,7 +51,7 @@ def steps(
     Raises:
         DeadParticles: At the step after which all weights are zero.
         ValueError: If `num_particles` is less than one, or `checkpoint` is the file of a
-            run with another key, size or state.
+            run with another key, program, data, size or state.
     """
     check_size("steps", num_particles)
     policy = Policy(resample, ess_threshold)
@@ -71,7 +71,7 @@ def _walk(
     begin, move, end = _COMPILED if jit else (start, advance, finish)
     particles, done = begin(key, program, num_particles), 0
     if file is not None and file.exists():
-        done, particles = load(file, key, particles)
+        done, particles = load(file, identify(key, program), particles)
         raise_if_dead("steps", particles)
         if done == program.num_steps:
             yield particles
@@ -85,7 +85,7 @@ def _walk(
         if step == program.num_steps:
             particles = end(key, program, particles)
         if file is not None:
-            save(file, key, step, particles)
+            save(file, identify(key, program), step, particles)
         yield raise_if_dead("steps", particles)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from motes.inference.smc import SCHEMES, DeadParticles, run, steps
-from motes.lm_bridge.decode import decode, decoding
+from motes.lm_bridge.decode import decode, decode_batch, decoding
 from motes.lm_bridge.tabular import enumerate_posterior
 from tests.lm_bridge.tables import BOTH, ENDS_IN_B, KNOWN, NEVER_CC, NEVER_ENDS, TABLE
 from tests.statistics import (
@@ -96,6 +96,14 @@ def test_impossible_requests_are_found_before_the_first_token(key):
         decoding(TABLE, (), 2, type(ENDS_IN_B)([[0.0] * 4] * 4))
     with pytest.raises(ValueError, match="vocabulary of the model, 4 tokens, got 9"):
         decoding(TABLE, (), 2, type(ENDS_IN_B)([[1.0] * 4] * 4, vocab_size=9))
+
+
+def test_prompts_of_a_batch_are_rows(key):
+    assert decode(key, TABLE, [], 3, 4).tokens.shape == (3, 4)
+    with pytest.raises(ValueError, match="must be rows of token ids"):
+        decode_batch(key, TABLE, [0, 1], 3, 4)
+    with pytest.raises(ValueError, match="at least one prompt"):
+        decode_batch(key, TABLE, [], 3, 4)
 
 
 def test_dead_ends_are_reported_with_the_texts(key):

@@ -149,5 +149,6 @@ def test_marginalized_chain_is_a_site():
 
 
 def test_number_of_observations_is_checked():
-    with pytest.raises(ValueError, match="must have 10 rows, got 3"):
-        kalman_filter(ar1_chain(), jnp.zeros((3, 1)))
+    for shape in ((3, 1), (10, 2)):
+        with pytest.raises(ValueError, match="must have 10 rows of 1 columns, got"):
+            kalman_filter(ar1_chain(), jnp.zeros(shape))

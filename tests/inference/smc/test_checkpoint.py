@@ -83,6 +83,14 @@ def test_a_state_of_another_type_is_refused(key, tmp_path):
         next(walk(key, VALUES, jnp.float64, checkpoint=file))
 
 
+@pytest.mark.parametrize("other", [VALUES[:2], [*VALUES, 0.5], [0.1, *VALUES[1:]]])
+def test_a_run_on_other_data_is_refused(key, tmp_path, other):
+    file = tmp_path / "walk"
+    list(walk(key, VALUES, checkpoint=file))
+    with pytest.raises(ValueError, match="this program on these data"):
+        next(walk(key, other, checkpoint=file))
+
+
 def test_a_dead_population_is_still_dead_when_resumed(key, tmp_path):
     file = tmp_path / "walk"
     for _ in range(2):
