@@ -119,7 +119,7 @@ def decode(
         ess_threshold: As in `motes.inference.smc.run`.
 
     Raises:
-        ValueError: If no text can satisfy the potential.
+        ValueError: If no text can satisfy the potential, or a log-weight is NaN or +inf.
         DeadParticles: If all texts met a dead end; it holds them and says at which step.
 
     References:
@@ -231,6 +231,11 @@ def _result(particles: Particles, history: History, max_tokens: int) -> Decoded:
     """
     state, spent = particles.state, particles.state.spent
     if not isinstance(spent.steps, Tracer):
+        if jnp.isnan(particles.log_evidence).any():
+            raise ValueError(
+                "decode: potential and critic must give log-weights below +inf, got NaN "
+                "or +inf for some text. Check the function that weighs."
+            )
         axis, last = history.ess.ndim - 1, int(spent.steps)
         cut = partial(jax.lax.slice_in_dim, start_index=0, limit_index=last, axis=axis)
         history = jax.tree.map(cut, history)

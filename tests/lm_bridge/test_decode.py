@@ -7,8 +7,19 @@ import pytest
 
 from motes.inference.smc import SCHEMES, DeadParticles, run, steps
 from motes.lm_bridge.decode import decode, decode_batch, decoding
+from motes.lm_bridge.rejection import reject
 from motes.lm_bridge.tabular import enumerate_posterior
-from tests.lm_bridge.tables import BOTH, ENDS_IN_B, KNOWN, NEVER_CC, NEVER_ENDS, TABLE
+from tests.lm_bridge.tables import (
+    BOTH,
+    END,
+    ENDS_IN_B,
+    KNOWN,
+    NEVER_CC,
+    NEVER_ENDS,
+    TABLE,
+    A,
+    last_token,
+)
 from tests.statistics import (
     assert_log_evidence_unbiased,
     assert_mean_is,
@@ -104,6 +115,14 @@ def test_prompts_of_a_batch_are_rows(key):
         decode_batch(key, TABLE, [0, 1], 3, 4)
     with pytest.raises(ValueError, match="at least one prompt"):
         decode_batch(key, TABLE, [], 3, 4)
+
+
+@pytest.mark.parametrize("factor", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(key, factor):
+    broken = last_token(lambda f: f[END].__setitem__(A, factor))
+    for draw in (decode, reject):
+        with pytest.raises(ValueError, match="got NaN or .inf"):
+            draw(key, TABLE, (), 10, 4, broken)
 
 
 def test_dead_ends_are_reported_with_the_texts(key):
