@@ -1,11 +1,13 @@
-"""Domain errors, and how addresses are written in messages.
+"""Domain errors, how addresses are written in messages, and checks that calls share.
 
 An address is a path of names; the site `x` in the scope `arm` is `arm/x` in messages and
 `trace["arm", "x"]` in code. See `motes.ppl.choices` for how paths nest into choices.
 """
 
 import difflib
+import operator
 from collections.abc import Iterable
+from typing import Any
 
 Path = tuple[str, ...]
 
@@ -42,3 +44,25 @@ def unknown_address(call: str, path: Path, known: Iterable[Path]) -> AddressErro
         f"{call}: {name!r} must be an address of the model, which has "
         f"{format_paths(known)}.{hint}"
     )
+
+
+def check_count(call: str, name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number that is known when tracing; refuse all else."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"{call}: {name} must be an integer known when tracing, got "
+            f"{describe(value)}."
+        ) from None
+    if count < least:
+        raise ValueError(f"{call}: {name} must be at least {least}, got {count}.")
+    return count
+
+
+def describe(value: Any) -> str:
+    """Write a value of any type for a message: arrays by their type, others in short."""
+    if hasattr(value, "dtype") and getattr(value, "shape", ()):
+        return f"{value.dtype}{list(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -16,7 +16,8 @@ from jaxtyping import Array, Key
 from motes.inference.smc.feynman_kac import FeynmanKac, Gathers
 from motes.inference.smc.particles import Particles, from_log_weights, reweight
 from motes.inference.smc.resampling import Resampler, systematic
-from motes.inference.smc.step import Policy, check_size, take, unless_ended
+from motes.inference.smc.step import Policy, take, unless_ended
+from motes.ppl.errors import check_count
 
 
 def run_blocks(
@@ -43,9 +44,10 @@ def run_blocks(
         ess_threshold: As in `run`.
         collect: As in `run`; its weights are `(P, N)`, its states flat.
     """
-    check_size("run_blocks", num_blocks)
-    check_size("run_blocks", num_particles)
-    shape = (num_blocks, num_particles)
+    shape = (
+        check_count("run_blocks", "num_blocks", num_blocks),
+        check_count("run_blocks", "num_particles", num_particles),
+    )
     return _run(key, program, shape, Policy(resample, ess_threshold), collect)
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Key
 from motes.inference.smc.particles import Particles, from_log_weights, raise_if_dead
 from motes.inference.smc.resampling import Resampler, systematic
 from motes.ppl import Choices, Conditioned, Model, condition, merge, vmap_lanes
+from motes.ppl.errors import check_count
 
 
 def importance_sampling(
@@ -45,10 +46,7 @@ def importance_sampling(
     References:
         Chopin and Papaspiliopoulos (2020), Section 8.3.
     """
-    if num_particles < 1:
-        raise ValueError(
-            f"importance_sampling: num_particles must be at least 1, got {num_particles}."
-        )
+    num_particles = check_count("importance_sampling", "num_particles", num_particles)
     target = target if isinstance(target, Conditioned) else condition(target, {})
 
     def lane() -> Any:

@@ -5,7 +5,7 @@ that the expected weight of the copies of particle $n$ is $W_n$. All but `optima
 equal weights.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from motes.inference.smc.cumulative import (
     running_sum,
     search,
 )
+from motes.ppl.errors import check_count
 
 
 class Resampled(NamedTuple):
@@ -245,9 +246,8 @@ SCHEMES: dict[str, Resampler] = {
 }
 
 
-def _normalize(call: str, log_weights: Array, num_draws: int) -> Array:
-    if num_draws < 1:
-        raise ValueError(f"{call}: num_draws must be at least 1, got {num_draws}.")
+def _normalize(call: str, log_weights: Array, num_draws: Any) -> Array:
+    check_count(call, "num_draws", num_draws)
     top = jnp.max(log_weights)
     # A dead population is resampled uniformly; its evidence stays zero.
     shifted = jnp.where(jnp.isneginf(top), 0.0, log_weights - top)

@@ -15,7 +15,8 @@ from jaxtyping import Array, Key
 from motes.inference.smc.feynman_kac import FeynmanKac
 from motes.inference.smc.particles import Particles, raise_if_dead
 from motes.inference.smc.resampling import Resampler, systematic
-from motes.inference.smc.step import Policy, advance, check_size, finish, start
+from motes.inference.smc.step import Policy, advance, finish, start
+from motes.ppl.errors import check_count
 from motes.ppl.jaxprs import reads_inputs
 
 
@@ -56,7 +57,7 @@ def run(
     References:
         Chopin and Papaspiliopoulos (2020), Algorithm 10.3.
     """
-    check_size("run", num_particles)
+    num_particles = check_count("run", "num_particles", num_particles)
     particles, collected = _run(
         key, program, num_particles, Policy(resample, ess_threshold), collect
     )

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from motes.inference.smc.derived import Derived
 from motes.inference.smc.particles import Particles
 from motes.inference.smc.transition import log_transition_of
+from motes.ppl.errors import check_count
 
 
 class History(NamedTuple):
@@ -67,8 +68,7 @@ def fixed_lag(history: History, lag: int) -> Float[Array, "T N"]:
     References:
         Kitagawa and Sato (2001).
     """
-    if lag < 0:
-        raise ValueError(f"fixed_lag: lag must not be negative, got {lag}.")
+    lag = check_count("fixed_lag", "lag", lag, least=0)
     weights = jax.nn.softmax(history.log_weights, axis=1)
     num_times = weights.shape[0]
 
@@ -115,10 +115,7 @@ def backward_sampling(
     References:
         Godsill, Doucet and West (2004); Chopin and Papaspiliopoulos (2020), Alg. 12.3.
     """
-    if num_paths < 1:
-        raise ValueError(
-            f"backward_sampling: num_paths must be at least 1, got {num_paths}."
-        )
+    num_paths = check_count("backward_sampling", "num_paths", num_paths)
     last_key, *_ = keys = jax.random.split(key, history.log_weights.shape[0])
     transition, inputs, history = _transition(last_key, history, log_transition)
     pick = _inverse_cdf(last_key, history.log_weights[-1][None], num_paths)

@@ -135,14 +135,6 @@ def finish(key: Key[Array, ""], program: FeynmanKac, particles: Particles) -> Pa
     return reweight(particles, increments, jnp.asarray(step))
 
 
-def check_size(call: str, num_particles: int) -> None:
-    """Raise `ValueError` if there are no particles."""
-    if num_particles < 1:
-        raise ValueError(
-            f"{call}: num_particles must be at least 1, got {num_particles}."
-        )
-
-
 def take(state: Any, ancestors: Array) -> Any:
     """Copy particles in every leaf of a state."""
     return jax.tree.map(lambda x: _take(x, ancestors), state)

@@ -8,14 +8,20 @@ import pytest
 
 from motes.inference.smc import (
     DeadParticles,
+    backward_sampling,
     bootstrap,
     derive,
+    fixed_lag,
+    importance_sampling,
     keep_history,
     run,
+    run_blocks,
     steps,
+    systematic,
 )
 from motes.inference.smc.particles import Particles
 from motes.ppl import AddressError, ShapeError, model, sample
+from tests.hook import unhooked
 from tests.oracles import AR1_Y, ar1, ar1_initial, ar1_transition
 
 PROGRAM = bootstrap(ar1_initial, ar1_transition, {"y": AR1_Y})
@@ -201,6 +207,30 @@ def test_bad_arguments_are_refused(key):
         bootstrap(ar1_initial, ar1_transition, {"y": jnp.zeros(())})
     with pytest.raises(ShapeError, match="one leading axis"):
         bootstrap(ar1_initial, ar1_transition, {"y": AR1_Y, "z": AR1_Y[:2]})
+
+
+@pytest.mark.parametrize("count", [10.0, "10", None, jnp.ones(2, int)])
+def test_counts_must_be_integers(key, count):
+    words = "must be an integer known when tracing, got"
+    for call in (run, steps):
+        with pytest.raises(TypeError, match=f"{call.__name__}: num_particles {words}"):
+            unhooked(call)(key, PROGRAM, count)
+    with pytest.raises(TypeError, match=f"num_blocks {words}"):
+        unhooked(run_blocks)(key, PROGRAM, count, 3)
+    with pytest.raises(TypeError, match=f"importance_sampling: num_particles {words}"):
+        unhooked(importance_sampling)(key, ar1_initial, count)
+    with pytest.raises(TypeError, match=f"systematic: num_draws {words}"):
+        unhooked(systematic)(key, jnp.zeros(3), count)
+    history = keep_history(run(key, PROGRAM, 3)[0])
+    with pytest.raises(TypeError, match=f"lag {words}"):
+        unhooked(fixed_lag)(history, count)
+    with pytest.raises(TypeError, match=f"num_paths {words}"):
+        unhooked(backward_sampling)(key, history, None, count)
+
+
+def test_counts_may_not_be_traced(key):
+    with pytest.raises(TypeError, match=r"known when tracing, got .*Tracer"):
+        jax.jit(lambda num: unhooked(run)(key, PROGRAM, num)[0].log_evidence)(10)
 
 
 def test_memory_of_a_long_run_does_not_grow_with_time(key):

@@ -102,7 +102,7 @@ def test_single_run_variance_estimate_is_unbiased(key):
 
 def test_bad_arguments_are_refused(key):
     _, history = run(key, PROGRAM, 5, collect=keep_history)
-    with pytest.raises(ValueError, match="lag must not be negative, got -1"):
+    with pytest.raises(ValueError, match="lag must be at least 0, got -1"):
         fixed_lag(history, -1)
     with pytest.raises(ValueError, match="num_paths must be at least 1, got 0"):
         backward_sampling(key, history, log_transition, 0)
