@@ -9,6 +9,9 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 Path = tuple[str, ...]
 
 
@@ -58,6 +61,20 @@ def check_count(call: str, name: str, value: Any, least: int = 1) -> int:
     if count < least:
         raise ValueError(f"{call}: {name} must be at least {least}, got {count}.")
     return count
+
+
+def check_key(call: str, key: Any) -> jax.Array:
+    """Return a PRNG key as a typed one; refuse all else, such as seeds or many keys."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        if key.shape == ():
+            return key
+    elif dtype == jnp.uint32 and key.ndim == 1:
+        return jax.random.wrap_key_data(key)
+    raise TypeError(
+        f"{call}: key must be one PRNG key, got {describe(key)}. Make it by "
+        "jax.random.key(seed); map over several with jax.vmap."
+    )
 
 
 def describe(value: Any) -> str:

@@ -24,7 +24,7 @@ from motes.ppl.choices import (
     to_choices,
 )
 from motes.ppl.effects import scope
-from motes.ppl.errors import Path
+from motes.ppl.errors import Path, check_key
 from motes.ppl.program import Program, ProgramCache
 from motes.ppl.selection import Selection, as_selection
 from motes.ppl.structure import Sites, sites
@@ -75,8 +75,9 @@ class Model:
 
     def simulate(self, key: Key[Array, ""], *args: Any) -> Trace:
         """Draw a trace from the model: exact, ancestral sampling."""
+        key = check_key("simulate", key)
         program = self.program(*args)
-        value, outcome = program.run(handlers.Simulate(), _typed(key), {}, args)
+        value, outcome = program.run(handlers.Simulate(), key, {}, args)
         return _trace(value, outcome, args)
 
     def propose(self, key: Key[Array, ""], *args: Any) -> Proposal:
@@ -122,9 +123,10 @@ class Model:
             ShapeError: If a constraint has another shape or kind of dtype than its site.
             ValueError: If a concrete constraint lies outside a known support.
         """
+        key = check_key("generate", key)
         program = self.program(*args)
         given = read_entries("generate", constraints, program.sites)
-        value, outcome = program.run(handlers.Generate(), _typed(key), given, args)
+        value, outcome = program.run(handlers.Generate(), key, given, args)
         return _trace(value, outcome, args), outcome.tally.log_weight
 
     def update(
@@ -140,6 +142,7 @@ class Model:
             The new trace, the log weight in nats, and the discarded choices: the old
             values that were replaced or are no longer made.
         """
+        key = check_key("update", key)
         args = new_args or trace.args
         program = self.program(*args)
         new = read_entries("update", constraints, program.sites)
@@ -148,7 +151,7 @@ class Model:
             path: handlers.Given(old.get(path), new.get(path))
             for path in {**old, **new}
         }
-        value, outcome = program.run(handlers.Update(), _typed(key), given, args)
+        value, outcome = program.run(handlers.Update(), key, given, args)
         log_weight = outcome.tally.log_weight - trace.log_density
         discarded = _discarded(_all_entries(trace), new, outcome.records)
         return _trace(value, outcome, args), log_weight, discarded
@@ -167,11 +170,12 @@ class Model:
             trace: The trace to change.
             selection: A `Selection`, an address, or addresses; scopes select all inside.
         """
+        key = check_key("regenerate", key)
         program = self.program(*trace.args)
         chosen = as_selection("regenerate", selection, program.sites)
         old = _old_entries(trace, program)
         handler = handlers.Regenerate(chosen)
-        value, outcome = program.run(handler, _typed(key), old, trace.args)
+        value, outcome = program.run(handler, key, old, trace.args)
         kept = {
             path: Entry(entry.value, _both(entry.mask, outcome.records[path].mask))
             for path, entry in old.items()
@@ -206,11 +210,6 @@ def model(fun: Callable) -> Model:
         (10,)
     """
     return Model(fun)
-
-
-def _typed(key: Any) -> Any:
-    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    return key if is_typed else jax.random.wrap_key_data(key)
 
 
 def _trace(value: Any, outcome: Any, args: tuple) -> Trace:

@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 import pytest
 
 from motes.ppl import AddressError, ShapeError, factor, masked, model, sample, vmap
+from tests.hook import unhooked
 
 
 def normal(name="x"):
@@ -69,6 +70,28 @@ def wide_factor():
 def test_ill_formed_models_are_refused_when_traced(key, program, error, words):
     with pytest.raises(error, match=words):
         program.simulate(key)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (0, "got 0. Make it by"),
+        (None, "got None"),
+        (jax.random.split(jax.random.key(0)), r"got key<fry>\[2\]. .* jax.vmap"),
+        (jnp.zeros(3), r"got float.*\[3\]"),
+    ],
+)
+def test_keys_are_checked(key, given, words):
+    trace = walk.simulate(key)
+    calls = {
+        "simulate": (),
+        "generate": ({},),
+        "update": (trace, {}),
+        "regenerate": (trace, "steps"),
+    }
+    for name, rest in calls.items():
+        with pytest.raises(TypeError, match=f"{name}: key must be one .*{words}"):
+            unhooked(getattr(walk, name))(given, *rest)
 
 
 def test_sites_outside_a_model_are_refused():
