@@ -16,7 +16,7 @@ from jaxtyping import Array, Key
 from motes.inference.smc.feynman_kac import FeynmanKac, Gathers
 from motes.inference.smc.particles import Particles, from_log_weights, reweight
 from motes.inference.smc.resampling import Resampler, systematic
-from motes.inference.smc.step import Policy, take, unless_ended
+from motes.inference.smc.step import Policy, check_run, take, unless_ended
 from motes.ppl.errors import check_count
 
 
@@ -44,11 +44,12 @@ def run_blocks(
         ess_threshold: As in `run`.
         collect: As in `run`; its weights are `(P, N)`, its states flat.
     """
+    policy = check_run("run_blocks", key, program, resample, ess_threshold)
     shape = (
         check_count("run_blocks", "num_blocks", num_blocks),
         check_count("run_blocks", "num_particles", num_particles),
     )
-    return _run(key, program, shape, Policy(resample, ess_threshold), collect)
+    return _run(key, program, shape, policy, collect)
 
 
 @partial(jax.jit, static_argnames=("shape", "policy", "collect"))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Key
 from motes.inference.smc.particles import Particles, from_log_weights, raise_if_dead
 from motes.inference.smc.resampling import Resampler, systematic
 from motes.ppl import Choices, Conditioned, Model, condition, merge, vmap_lanes
-from motes.ppl.errors import check_count
+from motes.ppl.errors import check_count, check_key
 
 
 def importance_sampling(
@@ -46,6 +46,7 @@ def importance_sampling(
     References:
         Chopin and Papaspiliopoulos (2020), Section 8.3.
     """
+    check_key("importance_sampling", key)
     num_particles = check_count("importance_sampling", "num_particles", num_particles)
     target = target if isinstance(target, Conditioned) else condition(target, {})
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Key
 from motes.inference.smc.feynman_kac import FeynmanKac
 from motes.inference.smc.particles import Particles, raise_if_dead
 from motes.inference.smc.resampling import Resampler, systematic
-from motes.inference.smc.step import Policy, advance, finish, start
+from motes.inference.smc.step import Policy, advance, check_run, finish, start
 from motes.ppl.errors import check_count
 from motes.ppl.jaxprs import reads_inputs
 
@@ -41,7 +41,8 @@ def run(
         program: The program, as a builder makes it.
         num_particles: Number of particles, $N$.
         resample: Resampling scheme.
-        ess_threshold: Resample when the effective sample size is below this share of $N$.
+        ess_threshold: Resample when the effective sample size is below this share of $N$,
+            from 0 (never) to 1 (at every step).
         collect: What to keep of the population after each step; a function that stays the
             same between calls is compiled once.
 
@@ -50,17 +51,16 @@ def run(
         collected with the steps as leading axis.
 
     Raises:
-        ValueError: If `num_particles` is less than one.
+        ValueError: If `num_particles` is less than one, or `ess_threshold` no share.
         DeadParticles: If all weights become zero; inside `jit` the evidence is zero and
             `dead_step` says where.
 
     References:
         Chopin and Papaspiliopoulos (2020), Algorithm 10.3.
     """
+    policy = check_run("run", key, program, resample, ess_threshold)
     num_particles = check_count("run", "num_particles", num_particles)
-    particles, collected = _run(
-        key, program, num_particles, Policy(resample, ess_threshold), collect
-    )
+    particles, collected = _run(key, program, num_particles, policy, collect)
     return raise_if_dead("run", particles), collected
 
 

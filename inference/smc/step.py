@@ -3,6 +3,7 @@
 It is a pure function over `Particles`, and the one core of both drivers.
 """
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from motes.inference.smc.particles import (
     reweight,
 )
 from motes.inference.smc.resampling import Resampler, systematic
+from motes.ppl.errors import check_key, describe
 
 
 class Policy(NamedTuple):
@@ -133,6 +135,30 @@ def finish(key: Key[Array, ""], program: FeynmanKac, particles: Particles) -> Pa
     step = program.num_steps + 1
     increments = program.finish(jax.random.fold_in(key, step), particles.state)
     return reweight(particles, increments, jnp.asarray(step))
+
+
+def check_run(
+    call: str, key: Any, program: Any, resample: Any, ess_threshold: Any
+) -> Policy:
+    """Refuse what no run could use, before any work; return the policy."""
+    check_key(call, key)
+    if not isinstance(program, FeynmanKac):
+        raise TypeError(
+            f"{call}: program must be a Feynman-Kac program, got {describe(program)}. "
+            "Make one of a model with derive, or of two with bootstrap."
+        )
+    if not callable(resample):
+        raise TypeError(
+            f"{call}: resample must be a resampling scheme, got {describe(resample)}. "
+            "Schemes are functions, by name in SCHEMES."
+        )
+    is_number = isinstance(ess_threshold, numbers.Real)
+    if not is_number or not 0 <= ess_threshold <= 1:
+        raise (ValueError if is_number else TypeError)(
+            f"{call}: ess_threshold must be a number between 0 and 1, got "
+            f"{describe(ess_threshold)}."
+        )
+    return Policy(resample, ess_threshold)
 
 
 def take(state: Any, ancestors: Array) -> Any:

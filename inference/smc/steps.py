@@ -17,7 +17,7 @@ from motes.inference.smc.checkpoint import identify, load, save
 from motes.inference.smc.feynman_kac import FeynmanKac
 from motes.inference.smc.particles import Particles, raise_if_dead
 from motes.inference.smc.resampling import Resampler, systematic
-from motes.inference.smc.step import Policy, advance, finish, start
+from motes.inference.smc.step import Policy, advance, check_run, finish, start
 from motes.ppl.errors import check_count
 
 
@@ -54,8 +54,8 @@ def steps(
         ValueError: If `num_particles` is less than one, or `checkpoint` is the file of a
             run with another key, program, data, size or state.
     """
+    policy = check_run("steps", key, program, resample, ess_threshold)
     num_particles = check_count("steps", "num_particles", num_particles)
-    policy = Policy(resample, ess_threshold)
     file = None if checkpoint is None else Path(checkpoint)
     return _walk(key, program, num_particles, policy, jit, progress, file)
 

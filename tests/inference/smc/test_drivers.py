@@ -233,6 +233,29 @@ def test_counts_may_not_be_traced(key):
         jax.jit(lambda num: unhooked(run)(key, PROGRAM, num)[0].log_evidence)(10)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "words"),
+    [
+        ((0, PROGRAM), {}, TypeError, "key must be one PRNG key, got 0. Make it by"),
+        ((PROGRAM, ar1), {}, TypeError, "key must be one PRNG key, got Pair"),
+        (("key", ar1), {}, TypeError, "program must .* got Model.ar1.* with derive"),
+        (("key", PROGRAM), {"resample": "ssp"}, TypeError, "got 'ssp'. .* in SCHEMES"),
+        (("key", PROGRAM), {"ess_threshold": jnp.nan}, ValueError, "0 and 1, got nan"),
+        (("key", PROGRAM), {"ess_threshold": -0.1}, ValueError, "0 and 1, got -0.1"),
+        (("key", PROGRAM), {"ess_threshold": 50}, ValueError, "0 and 1, got 50"),
+        (("key", PROGRAM), {"ess_threshold": None}, TypeError, "0 and 1, got None"),
+    ],
+)
+def test_what_no_run_could_use_is_refused(key, arguments, options, error, words):
+    given, program = arguments
+    given = key if given == "key" else given
+    for call in (run, steps):
+        with pytest.raises(error, match=f"{call.__name__}: .*{words}"):
+            unhooked(call)(given, program, 5, **options)
+    with pytest.raises(error, match=f"run_blocks: .*{words}"):
+        unhooked(run_blocks)(given, program, 2, 5, **options)
+
+
 def test_memory_of_a_long_run_does_not_grow_with_time(key):
     """The compiled loop's temporaries are the same for any number of steps."""
     from motes.inference.smc.run import _run
