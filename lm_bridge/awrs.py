@@ -78,21 +78,16 @@ def visit_in_order(
 ) -> Draw:
     """Take the first token of the order that passes; weigh by what came before.
 
-    Properly weighted if the order is that of draws without replacement.
+    The weight is the mass that was not rejected, or the token's own where the next in the
+    order fails. Properly weighted if the order is that of draws without replacement.
     """
-    rejected, log_weight = 0.0, 0.0
     for place, token in enumerate(order):
-        share = min(probs[token] / (1.0 - rejected), 1.0) if rejected < 1.0 else 1.0
-        if allows(token):
-            if place + 1 == len(order):
-                return Draw(token, log_weight, place + 1)
-            if not allows(order[place + 1]):
-                log_weight += float(np.log(share))
-            return Draw(token, log_weight, place + 2)
-        if place + 1 == len(order):
-            break
-        log_weight += float(np.log1p(-share))
-        rejected += probs[token]
+        if not allows(token):
+            continue
+        if place + 1 < len(order) and not allows(order[place + 1]):
+            return Draw(token, float(np.log(probs[token])), place + 2)
+        left = probs[np.asarray(order[place:])].sum()
+        return Draw(token, float(np.log(left)), min(place + 2, len(order)))
     return Draw(-1, -np.inf, len(order))
 
 
@@ -126,13 +121,11 @@ def _draw_geometric(
 
 
 class _Visit(NamedTuple):
-    """One particle's visit: the order's remaining scores, and what it has found."""
+    """One particle's visit: scores of what is not visited, and -1 or what was found."""
 
     scores: Float[Array, " V"]
-    rejected: Float[Array, ""]
-    log_weight: Float[Array, ""]
     token: Int[Array, ""]
-    share: Float[Array, ""]
+    after: Int[Array, ""]
     num_checks: Int[Array, ""]
     done: Array
 
@@ -160,30 +153,26 @@ def draw_tokens(
 def _visit(
     log_probs: Array, scores: Array, allowed: Array
 ) -> tuple[Array, Array, Array]:
-    zero = jnp.zeros((), log_probs.dtype)
-    none = jnp.full((), -1, jnp.int32)
-    start = _Visit(scores, zero, zero, none, zero, jnp.zeros((), jnp.int32), zero > 0)
+    none, ids = jnp.full((), -1, jnp.int32), jnp.arange(log_probs.shape[0])
+    start = _Visit(scores, none, none, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
     def check_next(visit: _Visit) -> _Visit:
         token = jnp.argmax(visit.scores).astype(jnp.int32)
         exhausted = jnp.isneginf(visit.scores[token])
         passes, found = allowed[token] & ~exhausted, visit.token >= 0
-        left = jnp.maximum(1.0 - visit.rejected, jnp.finfo(log_probs.dtype).tiny)
-        share = jnp.minimum(jnp.exp(log_probs[token]) / left, 1.0)
-        # The second check only says whether the first share is to be multiplied in.
-        second = jnp.where(passes | exhausted, 0.0, jnp.log(visit.share))
-        first = jnp.where(passes, 0.0, jnp.log1p(-share))
-        first = jnp.where(exhausted, -jnp.inf, first)
-        rejects = ~found & ~passes
         return _Visit(
             visit.scores.at[token].set(-jnp.inf),
-            visit.rejected + jnp.where(rejects, jnp.exp(log_probs[token]), 0.0),
-            visit.log_weight + jnp.where(found, second, first),
             jnp.where(~found & passes, token, visit.token),
-            jnp.where(found, visit.share, share),
+            jnp.where(found & ~exhausted, token, visit.after),
             visit.num_checks + ~exhausted,
             found | exhausted,
         )
 
     end = jax.lax.while_loop(lambda visit: ~visit.done, check_next, start)
-    return jnp.maximum(end.token, 0), end.log_weight, end.num_checks
+    # Summed anew: one minus what was rejected would leave nothing but rounding.
+    is_left = ~jnp.isneginf(end.scores) | (ids == end.token) | (ids == end.after)
+    log_left = jax.nn.logsumexp(log_probs, where=is_left)
+    next_fails = (end.after >= 0) & ~allowed[end.after]
+    log_weight = jnp.where(next_fails, log_probs[end.token], log_left)
+    log_weight = jnp.where(end.token < 0, -jnp.inf, log_weight)
+    return jnp.maximum(end.token, 0), log_weight, end.num_checks

@@ -76,6 +76,19 @@ def test_nothing_that_passes_has_weight_zero(key):
     assert jnp.isneginf(log_weights).all()
 
 
+def test_little_mass_is_weighed_to_the_precision_of_the_model(key):
+    """What is left is far below the rounding of one minus what was rejected."""
+    probs = np.full(1000, 1e-3).astype(np.float32)
+    probs[:2] = 1e-9
+    log_probs, passes = np.log(probs), np.arange(1000) < 2
+    mask = jnp.where(passes, 0.0, -jnp.inf).astype(jnp.float32)
+    rows = (jnp.broadcast_to(row, (50, 1000)) for row in (jnp.asarray(log_probs), mask))
+    _, log_weights, _ = draw_tokens(key, *rows)
+    np.testing.assert_allclose(log_weights, np.log(2e-9), rtol=1e-6)
+    asked = draw_token(key, log_probs, lambda v: bool(passes[v]))
+    np.testing.assert_allclose(asked.log_weight, np.log(2e-9), rtol=1e-6)
+
+
 def test_too_few_accepts_are_refused(key):
     with pytest.raises(ValueError, match="num_accepts"):
         draw_token(key, np.log(PROBS), lambda v: True, 1)
