@@ -44,7 +44,7 @@ def run_blocks(
         ess_threshold: As in `run`.
         collect: As in `run`; its weights are `(P, N)`, its states flat.
     """
-    policy = check_run("run_blocks", key, program, resample, ess_threshold)
+    policy = check_run("run_blocks", key, program, Policy(resample, ess_threshold))
     shape = (
         check_count("run_blocks", "num_blocks", num_blocks),
         check_count("run_blocks", "num_particles", num_particles),

@@ -58,7 +58,7 @@ def run(
     References:
         Chopin and Papaspiliopoulos (2020), Algorithm 10.3.
     """
-    policy = check_run("run", key, program, resample, ess_threshold)
+    policy = check_run("run", key, program, Policy(resample, ess_threshold))
     num_particles = check_count("run", "num_particles", num_particles)
     particles, collected = _run(key, program, num_particles, policy, collect)
     return raise_if_dead("run", particles), collected

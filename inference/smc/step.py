@@ -137,9 +137,7 @@ def finish(key: Key[Array, ""], program: FeynmanKac, particles: Particles) -> Pa
     return reweight(particles, increments, jnp.asarray(step))
 
 
-def check_run(
-    call: str, key: Any, program: Any, resample: Any, ess_threshold: Any
-) -> Policy:
+def check_run(call: str, key: Any, program: Any, policy: Policy) -> Policy:
     """Refuse what no run could use, before any work; return the policy."""
     check_key(call, key)
     if not isinstance(program, FeynmanKac):
@@ -147,18 +145,18 @@ def check_run(
             f"{call}: program must be a Feynman-Kac program, got {describe(program)}. "
             "Make one of a model with derive, or of two with bootstrap."
         )
-    if not callable(resample):
+    if not callable(policy.resample):
         raise TypeError(
-            f"{call}: resample must be a resampling scheme, got {describe(resample)}. "
-            "Schemes are functions, by name in SCHEMES."
+            f"{call}: resample must be a resampling scheme, got "
+            f"{describe(policy.resample)}. Schemes are functions, by name in SCHEMES."
         )
-    is_number = isinstance(ess_threshold, numbers.Real)
-    if not is_number or not 0 <= ess_threshold <= 1:
+    is_number = issubclass(type(policy.ess_threshold), numbers.Real)
+    if not is_number or not 0 <= policy.ess_threshold <= 1:
         raise (ValueError if is_number else TypeError)(
             f"{call}: ess_threshold must be a number between 0 and 1, got "
-            f"{describe(ess_threshold)}."
+            f"{describe(policy.ess_threshold)}."
         )
-    return Policy(resample, ess_threshold)
+    return policy
 
 
 def take(state: Any, ancestors: Array) -> Any:

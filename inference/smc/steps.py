@@ -54,7 +54,7 @@ def steps(
         ValueError: If `num_particles` is less than one, or `checkpoint` is the file of a
             run with another key, program, data, size or state.
     """
-    policy = check_run("steps", key, program, resample, ess_threshold)
+    policy = check_run("steps", key, program, Policy(resample, ess_threshold))
     num_particles = check_count("steps", "num_particles", num_particles)
     file = None if checkpoint is None else Path(checkpoint)
     return _walk(key, program, num_particles, policy, jit, progress, file)
