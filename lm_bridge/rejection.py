@@ -75,7 +75,8 @@ def reject(
         rows = rows[:missing]
         num_tries += int(rows[-1]) + 1 if len(rows) == missing else batch
         missing -= len(rows)
-        kept.append([np.asarray(leaf)[rows] for leaf in texts])
+        if len(rows) > 0:
+            kept.append([np.asarray(leaf)[rows] for leaf in texts])
         budget = spent if budget is None else jax.tree.map(jnp.add, budget, spent)
     tokens, lengths, finished = (jnp.concatenate(x) for x in zip(*kept, strict=True))
     rate = (num_texts - 1) / (num_tries - 1) if num_texts > 1 else 1 / num_tries

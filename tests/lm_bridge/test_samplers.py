@@ -183,6 +183,17 @@ def test_rejected_texts_leave_the_exact_posterior(key):
         reject(key, TABLE, (), 5, 4, NO_C_AT_ALL, sampler=weighed_after, max_tries=256)
 
 
+def test_batches_of_dead_ends_count_as_tries(key):
+    exact = enumerate_posterior(TABLE, ENDS_IN_B, 3)
+    options = {"batch": 1, "sampler": weighed_after}
+    rates = []
+    for one in jax.random.split(key, 40):
+        found = reject(one, TABLE, (), 3, 3, ENDS_IN_B, **options)
+        assert found.posterior().keys() <= exact.as_dict().keys()
+        rates.append(np.exp(found.log_evidence))
+    assert_mean_is(np.exp(exact.log_evidence), rates, num_sigmas=4)
+
+
 NO_C_AT_ALL = Predicate(
     lambda text: text == b"cccc" * 9, (b"a", b"b", b"c", b""), 4, (3,)
 )
