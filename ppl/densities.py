@@ -14,6 +14,8 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, Key
 
+from motes.ppl import gamma_draws
+
 
 @runtime_checkable
 class Density(Protocol):
@@ -137,7 +139,7 @@ def _draw_shape(packed: Packed, avals: tuple[Any, ...], precision: Any) -> Any:
     def draw(key: Any, arrays: Any) -> Any:
         density = packed.unpack(arrays)
         if is_distribution(density):
-            return density.sample(key)
+            return gamma_draws.sample(density, key)
         return density.sample_with_log_density(key)
 
     with rank_promotion():

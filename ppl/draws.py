@@ -8,6 +8,7 @@ caller's own `jax.vmap` over keys it does what JAX users expect.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
 from numpyro.distributions.batch_util import promote_batch_shape
 
+from motes.ppl import gamma_draws
 from motes.ppl.densities import (
     Packed,
     draw_shape,
@@ -70,18 +72,19 @@ class Draw:
             return None
         sizes = tuple(lane.size for lane in self.lanes)
         if not any(any(lane.varies) for lane in self.lanes):
-            return [density.sample(key, sizes)]
+            return [gamma_draws.sample(density, key, sizes)]
         arrays = [self._spread(i, x, sizes) for i, x in enumerate(arrays)]
         try:
             batched = promote_batch_shape(self.packed.unpack(arrays))
-            shape, drawn = random_size(batched.sample)
+            shape, drawn = random_size(partial(gamma_draws.sample, batched))
         except (NotImplementedError, ValueError, TypeError):
             return None
         # A distribution may have the right shape and yet spread one draw over lanes.
-        lane_shape, needed = random_size(self._first_lane(arrays).sample)
+        first = self._first_lane(arrays)
+        lane_shape, needed = random_size(partial(gamma_draws.sample, first))
         if shape != sizes + lane_shape or drawn < math.prod(sizes) * needed:
             return None
-        return [batched.sample(key)]
+        return [gamma_draws.sample(batched, key)]
 
     def _first_lane(self, arrays: Sequence[Any]) -> Any:
         """Return the density of the first lane, from arrays that were spread."""
@@ -111,7 +114,7 @@ def draw(key: Any, density: Any) -> list[Any]:
 
 def _draw_once(key: Any, density: Any) -> list[Any]:
     if is_distribution(density):
-        return [density.sample(key)]
+        return [gamma_draws.sample(density, key)]
     return jax.tree.leaves(density.sample_with_log_density(key))
 
 
