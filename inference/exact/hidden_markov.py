@@ -1,7 +1,8 @@
 r"""Forward-backward for hidden Markov models with finitely many states.
 
 The chain is $z_0 \sim \pi$, $z_t \sim A_{z_{t-1}, \cdot}$ with emission log densities
-$\ell_t(z)$. All recursions are exact and in log space.
+$\ell_t(z)$, zero where an observation is missing. All recursions are exact and in log
+space.
 """
 
 from typing import Any, NamedTuple
@@ -9,7 +10,13 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
+
+from motes.inference.exact.missing import OrMissing
+from motes.ppl import ShapeError
+from motes.ppl.densities import elementwise_log_density
 
 
 class HiddenMarkov(eqx.Module):
@@ -30,15 +37,27 @@ class HiddenMarkov(eqx.Module):
 
     @property
     def support(self) -> Any:
-        return self.emission.support
+        support = self.emission.support
+        if any(getattr(bound, "shape", ()) for bound in jax.tree.leaves(support)):
+            return None  # it differs between the states
+        return support if support.is_discrete else OrMissing(support)
 
     def log_emissions(self, observations: Array) -> Float[Array, "T K"]:
-        """Log density of each observation in each state, in nats."""
-        with jax.numpy_rank_promotion("allow"):
-            return jax.vmap(self.emission.log_prob)(observations)
+        """Log density of each observation in each state, in nats; 0 if it is missing."""
+        missing = jnp.isnan(observations).all(tuple(range(1, observations.ndim)))
+        # The gradient at NaN would be NaN: a row that was observed stands in.
+        stand_in = jnp.nan_to_num(observations[jnp.argmin(missing)])
+        rows = jax.vmap(jnp.where, (0, None, 0))(missing, stand_in, observations)
+        log_densities = jax.vmap(
+            lambda row: elementwise_log_density(self.emission, None, row)
+        )(rows)
+        return jnp.where(missing[:, None], 0.0, log_densities)
 
     def log_density(self, key: Any, value: Array) -> Float[Array, ""]:
-        """Return the log density of observations, in nats: exact; `key` is ignored."""
+        """Return the log density of observations, in nats: exact; `key` is ignored.
+
+        Observations that are NaN are missing, and integrated out.
+        """
         return hmm_filter(self, value).log_evidence
 
     def sample_with_log_density(self, key: Key[Array, ""]) -> tuple[Array, Array]:
@@ -76,7 +95,12 @@ class HiddenMarkovState(NamedTuple):
 
 
 def hmm_filter(chain: HiddenMarkov, observations: Array) -> HiddenMarkovState:
-    """Filter exactly by the forward recursion.
+    """Filter exactly by the forward recursion; observations that are NaN are missing.
+
+    Raises:
+        ShapeError: If there are not `chain.num_steps` observations of the emission's shape.
+        ValueError: If an observation is known to be missing in part; inside `jit` its
+            density is zero.
 
     References:
         Rabiner (1989), Equations 18 to 21.
@@ -153,12 +177,21 @@ def sample_posterior(
     return jnp.concatenate([earlier, last[None]])
 
 
-def _emissions(call: str, chain: HiddenMarkov, observations: Array) -> Array:
-    if observations.shape[0] != chain.num_steps:
-        raise ValueError(
-            f"{call}: observations must have {chain.num_steps} rows, got "
-            f"{observations.shape[0]}."
+def _emissions(call: str, chain: HiddenMarkov, observations: Any) -> Array:
+    observations = jnp.asarray(observations)
+    expected = (chain.num_steps, *chain.emission.event_shape)
+    if observations.shape != expected:
+        raise ShapeError(
+            f"{call}: observations must have shape {expected}, got {observations.shape}."
         )
+    if not isinstance(observations, Tracer):
+        missing = np.isnan(observations).reshape(chain.num_steps, -1)
+        partly = missing.any(1) & ~missing.all(1)
+        if partly.any():
+            raise ValueError(
+                f"{call}: observations must be missing whole or not at all, got "
+                f"{observations[partly.argmax()]} in row {partly.argmax()}."
+            )
     return chain.log_emissions(observations)
 
 

@@ -11,21 +11,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
-from numpyro.distributions import biject_to, constraints
-from numpyro.distributions.transforms import IdentityTransform
+from numpyro.distributions import constraints
 
-
-class _RealOrMissing(constraints.Constraint):
-    """Real numbers, and NaN where an observation is missing."""
-
-    def __call__(self, x: Any) -> Any:
-        return abs(x) != jnp.inf
-
-    def tree_flatten(self) -> Any:
-        return (), ((), {})
-
-
-biject_to.register(_RealOrMissing, lambda _: IdentityTransform())
+from motes.inference.exact.missing import OrMissing
 
 
 class LinearGaussian(eqx.Module):
@@ -58,7 +46,7 @@ class LinearGaussian(eqx.Module):
 
     @property
     def support(self) -> Any:
-        return constraints.independent(_RealOrMissing(), 2)
+        return constraints.independent(OrMissing(constraints.real), 2)
 
     def log_density(self, key: Any, value: Float[Array, "T M"]) -> Float[Array, ""]:
         """Return the log density of observations, in nats: exact; `key` is ignored.

@@ -84,5 +84,72 @@ def test_marginalized_chain_is_a_site(key):
 
 
 def test_number_of_observations_is_checked():
-    with pytest.raises(ValueError, match="must have 7 rows, got 2"):
+    with pytest.raises(ValueError, match=r"must have shape \(7,\), got \(2,\)"):
         hmm_smoother(CHAIN, HMM_Y[:2])
+
+
+def enumerated(observed):
+    """Paths of the first steps of C1, with their joint densities with what was seen."""
+    paths = np.array(list(itertools.product(range(3), repeat=len(observed))))
+    moves = np.array(HMM["A"])[paths[:, :-1], paths[:, 1:]].prod(1)
+    gaps = (np.asarray(observed) - np.array(HMM["mu"])[paths]) / HMM["sd"]
+    likelihoods = np.exp(-0.5 * gaps**2) / (HMM["sd"] * (2 * np.pi) ** 0.5)
+    seen = np.where(np.isnan(gaps), 1.0, likelihoods).prod(1)
+    return paths, np.array(HMM["pi"])[paths[:, 0]] * moves * seen
+
+
+@pytest.mark.parametrize("gaps", [[0], [2], [1, 3], [0, 1, 2, 3]])
+def test_missing_observations_are_summed_out(key, gaps):
+    chain = HiddenMarkov(CHAIN.initial, CHAIN.transition, CHAIN.emission, 4)
+    y = HMM_Y[:4].at[jnp.array(gaps)].set(jnp.nan)
+    paths, joint = enumerated(y)
+    smoothed, (path, log_joint) = hmm_smoother(chain, y), viterbi(chain, y)
+    occupancy = [np.bincount(z, joint, 3) / joint.sum() for z in paths.T]
+    np.testing.assert_allclose(smoothed.log_evidence, np.log(joint.sum()), atol=1e-9)
+    np.testing.assert_allclose(smoothed.probabilities, occupancy, atol=1e-9)
+    np.testing.assert_allclose(
+        hmm_filter(chain, y).probabilities[-1], occupancy[-1], atol=1e-9
+    )
+    np.testing.assert_allclose(log_joint, np.log(joint.max()), atol=1e-9)
+    np.testing.assert_allclose(
+        joint[(paths == np.asarray(path)).all(1)], joint.max(), atol=1e-12
+    )
+    site = model(lambda: sample("y", chain))
+    np.testing.assert_allclose(site.log_density({"y": y}), np.log(joint.sum()))
+
+
+def test_gradients_pass_missing_observations():
+    y = HMM_Y.at[jnp.array([0, 3])].set(jnp.nan)
+
+    def log_evidence(means):
+        emission = dist.Normal(means, HMM["sd"])
+        chain = HiddenMarkov(CHAIN.initial, CHAIN.transition, emission, 7)
+        return hmm_filter(chain, y).log_evidence
+
+    means = jnp.array(HMM["mu"])
+    gradient = jax.grad(log_evidence)(means)
+    steps = 1e-5 * jnp.eye(3)
+    slopes = [(log_evidence(means + h) - log_evidence(means - h)) / 2e-5 for h in steps]
+    np.testing.assert_allclose(gradient, jnp.stack(slopes), rtol=1e-6)
+
+
+def test_observations_are_missing_whole():
+    emission = dist.Normal(jnp.zeros((3, 2)), 1.0).to_event(1)
+    chain = HiddenMarkov(CHAIN.initial, CHAIN.transition, emission, 2)
+    whole = jnp.array([[0.3, -0.4], [jnp.nan, jnp.nan]])
+    exact = dist.Normal(0.0, 1.0).log_prob(whole[0]).sum()
+    np.testing.assert_allclose(hmm_filter(chain, whole).log_evidence, exact)
+    partly = whole.at[1, 0].set(0.0)
+    with pytest.raises(ValueError, match=r"missing whole .* got \[ 0. nan\] in row 1"):
+        hmm_filter(chain, partly)
+    hidden = jax.jit(lambda y: hmm_filter(chain, y).log_evidence)(partly)
+    assert hidden == -jnp.inf
+
+
+def test_supports_that_differ_between_states_are_left_to_the_density():
+    emission = dist.Uniform(jnp.array([0.0, 1.0, 2.0]), jnp.array([1.0, 2.0, 3.0]))
+    chain = HiddenMarkov(CHAIN.initial, CHAIN.transition, emission, 2)
+    site = model(lambda: sample("y", chain))
+    exact = np.log(HMM["pi"][0] * HMM["A"][0][1])
+    found = site.log_density({"y": jnp.array([0.5, 1.5])})
+    assert float(found) == pytest.approx(exact)
