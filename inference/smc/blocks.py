@@ -13,9 +13,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from motes.inference.smc.feynman_kac import FeynmanKac, Gathers
+from motes.inference.smc.feynman_kac import (
+    FeynmanKac,
+    Finishes,
+    Gathers,
+    LooksAhead,
+)
 from motes.inference.smc.particles import Particles, from_log_weights, reweight
 from motes.inference.smc.resampling import Resampler, systematic
+from motes.inference.smc.run import with_first
 from motes.inference.smc.step import Policy, check_run, take, unless_ended
 from motes.ppl.errors import check_count
 
@@ -43,8 +49,16 @@ def run_blocks(
         resample: Resampling scheme.
         ess_threshold: As in `run`.
         collect: As in `run`; its weights are `(P, N)`, its states flat.
+
+    Raises:
+        TypeError: If the program looks ahead.
     """
     policy = check_run("run_blocks", key, program, Policy(resample, ess_threshold))
+    if isinstance(program, LooksAhead):
+        raise TypeError(
+            "run_blocks: program must not look ahead, got one that does: "
+            f"{type(program).__name__}. Map `run` over keys instead."
+        )
     shape = (
         check_count("run_blocks", "num_blocks", num_blocks),
         check_count("run_blocks", "num_particles", num_particles),
@@ -65,8 +79,14 @@ def _run(
         particles = _advance(key, program, particles, *row, policy)
         return particles, keep(particles)
 
+    first = keep(particles)
     rows = (jnp.arange(1, program.num_steps + 1), program.inputs)
-    return jax.lax.scan(body, particles, rows)
+    particles, collected = jax.lax.scan(body, particles, rows)
+    if isinstance(program, Finishes):
+        end = jnp.asarray(program.num_steps + 1)
+        increments = program.finish(jax.random.fold_in(key, end), particles.state)
+        particles = _reweight(particles, particles.state, increments, end)
+    return particles, with_first(program, first, collected)
 
 
 def _advance(
@@ -78,13 +98,16 @@ def _advance(
         resample_key, step_key = jax.random.split(jax.random.fold_in(key, step))
         resampled = _resample(resample_key, program, particles, policy)
         state, increments = program.step(step_key, resampled.state, inputs)
-        increments = increments.reshape(particles.log_weights.shape)
-        weigh = jax.vmap(reweight, (0, 0, None))
-        return weigh(resampled._replace(state=None), increments, step)._replace(
-            state=state
-        )
+        return _reweight(resampled, state, increments, step)
 
     return unless_ended(program, particles, move)
+
+
+def _reweight(particles: Particles, state: Any, increments: Array, step: Any) -> Any:
+    """Give the particles their new states, and each population its new weights."""
+    increments = increments.reshape(particles.log_weights.shape)
+    weigh = jax.vmap(reweight, (0, 0, None))
+    return weigh(particles._replace(state=None), increments, step)._replace(state=state)
 
 
 def _resample(

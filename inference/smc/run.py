@@ -82,11 +82,14 @@ def _run(
 
     rows = (jnp.arange(1, program.num_steps + 1), program.inputs)
     particles, collected = jax.lax.scan(body, particles, rows)
-    if program.init_is_step:
-        collected = jax.tree.map(
-            lambda x, xs: jnp.concatenate([x[None], xs]), first, collected
-        )
-    return finish(key, program, particles), collected
+    return finish(key, program, particles), with_first(program, first, collected)
+
+
+def with_first(program: FeynmanKac, first: Any, collected: Any) -> Any:
+    """Put what was kept of the first population in front, if it has seen data."""
+    if not program.init_is_step:
+        return collected
+    return jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, collected)
 
 
 def _reads_ancestors(keep: Any, key: Any, program: Any, num_particles: int) -> bool:

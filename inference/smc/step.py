@@ -99,6 +99,11 @@ def unless_ended(
     """Move the particles, unless the program says that it has ended."""
     if not isinstance(program, Ends):
         return move(particles)
+    if particles.ancestors is not None:  # where nothing moves, each is its own parent
+        stay = jnp.arange(particles.log_weights.shape[-1])
+        stay = jnp.broadcast_to(stay, particles.ancestors.shape)
+        stay = stay.astype(particles.ancestors.dtype)
+        particles = particles._replace(ancestors=stay)
     return in_place_if(~program.has_ended(particles.state), move, particles)
 
 
