@@ -77,6 +77,11 @@ def check_key(call: str, key: Any) -> jax.Array:
     )
 
 
+def is_known(value: Any) -> bool:
+    """Whether a value can be looked at: it is not traced, nor a shape alone."""
+    return not isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct)
+
+
 def describe(value: Any) -> str:
     """Write a value of any type for a message: arrays by their type, others in short."""
     if hasattr(value, "dtype") and getattr(value, "shape", ()):

@@ -11,12 +11,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
 from motes.inference.exact.missing import OrMissing
 from motes.ppl import ShapeError
 from motes.ppl.densities import elementwise_log_density
+from motes.ppl.errors import check_count, is_known
 
 
 class HiddenMarkov(eqx.Module):
@@ -28,12 +28,26 @@ class HiddenMarkov(eqx.Module):
         emission: A NumPyro distribution with the states as its one batch axis: row k is
             the distribution of an observation in state k.
         num_steps: Number of observations T.
+
+    Raises:
+        ShapeError: If the parts do not have one number of states.
+        ValueError: If known rows are not probabilities; inside `jit` the answers are wrong.
     """
 
     initial: Float[Array, " K"]
     transition: Float[Array, "K K"]
     emission: Any
     num_steps: int = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        check_count("HiddenMarkov", "num_steps", self.num_steps)
+        (num_states,) = jnp.shape(self.initial)[:1] or (1,)
+        _check_shape("initial", jnp.shape(self.initial), (num_states,))
+        _check_shape("transition", jnp.shape(self.transition), (num_states,) * 2)
+        batch_shape = getattr(self.emission, "batch_shape", None)
+        _check_shape("emission", batch_shape, (num_states,))
+        _check_rows("initial", self.initial)
+        _check_rows("transition", self.transition)
 
     @property
     def support(self) -> Any:
@@ -177,6 +191,28 @@ def sample_posterior(
     return jnp.concatenate([earlier, last[None]])
 
 
+def _check_shape(name: str, shape: Any, expected: tuple[int, ...]) -> None:
+    if shape != expected:
+        kind = "batch shape" if name == "emission" else "shape"
+        raise ShapeError(
+            f"HiddenMarkov: {name} must have the states as axes, {kind} {expected}, got "
+            f"{shape}."
+        )
+
+
+def _check_rows(name: str, rows: Any) -> None:
+    if not is_known(rows):
+        return
+    rows = np.atleast_2d(np.asarray(rows))
+    # The tolerance is for rounding to single precision.
+    fits = (rows >= 0).all(1) & (abs(rows.sum(1) - 1) < 1e-5)
+    if not fits.all():
+        raise ValueError(
+            f"HiddenMarkov: {name} must hold probabilities that sum to one in each row, "
+            f"got {rows[fits.argmin()]}."
+        )
+
+
 def _emissions(call: str, chain: HiddenMarkov, observations: Any) -> Array:
     observations = jnp.asarray(observations)
     expected = (chain.num_steps, *chain.emission.event_shape)
@@ -184,7 +220,7 @@ def _emissions(call: str, chain: HiddenMarkov, observations: Any) -> Array:
         raise ShapeError(
             f"{call}: observations must have shape {expected}, got {observations.shape}."
         )
-    if not isinstance(observations, Tracer):
+    if is_known(observations):
         missing = np.isnan(observations).reshape(chain.num_steps, -1)
         partly = missing.any(1) & ~missing.all(1)
         if partly.any():

@@ -16,10 +16,7 @@ class OrMissing(constraints.Constraint):
 
     def __init__(self, base: Any):
         self.base = base
-
-    @property
-    def event_dim(self) -> int:
-        return self.base.event_dim
+        self.event_dim = base.event_dim
 
     def __call__(self, x: Any) -> Any:
         numeric = np if isinstance(x, np.ndarray) else jnp
@@ -27,7 +24,7 @@ class OrMissing(constraints.Constraint):
         return self.base(x) | numeric.isnan(x).all(axes)
 
     def tree_flatten(self) -> Any:
-        return (self.base,), (("base",), {})
+        return (self.base,), (("base",), {"event_dim": self.event_dim})
 
 
 biject_to.register(OrMissing, lambda support: biject_to(support.base))

@@ -16,7 +16,7 @@ from motes.inference.exact import (
     sample_posterior,
     viterbi,
 )
-from motes.ppl import condition, model, sample
+from motes.ppl import ShapeError, condition, model, sample
 from tests.oracles import HMM, HMM_Y, TINY, hmm
 from tests.statistics import assert_counts_fit
 
@@ -153,3 +153,46 @@ def test_supports_that_differ_between_states_are_left_to_the_density():
     exact = np.log(HMM["pi"][0] * HMM["A"][0][1])
     found = site.log_density({"y": jnp.array([0.5, 1.5])})
     assert float(found) == pytest.approx(exact)
+
+
+PARTS = {
+    "initial": CHAIN.initial,
+    "transition": CHAIN.transition,
+    "emission": CHAIN.emission,
+    "num_steps": 7,
+}
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "words"),
+    [
+        ({"initial": jnp.array([0.5, 0.9, 0.1])}, ValueError, r"initial .* \[0.5 0.9"),
+        ({"initial": jnp.full(3, jnp.nan)}, ValueError, "initial must hold probab"),
+        (
+            {"initial": jnp.array([1.5, -0.5, 0.0])},
+            ValueError,
+            "sum to one in each row",
+        ),
+        ({"transition": CHAIN.transition.T}, ValueError, "transition must hold probab"),
+        ({"transition": jnp.ones((3, 2)) / 2}, ShapeError, r"\(3, 3\), got \(3, 2\)"),
+        ({"initial": jnp.ones(1)}, ShapeError, r"\(1, 1\), got \(3, 3\)"),
+        ({"emission": dist.Normal(0.0, 1.0)}, ShapeError, r"\(3,\), got \(\)"),
+        ({"emission": None}, ShapeError, r"batch shape \(3,\), got None"),
+        ({"num_steps": 0}, ValueError, "num_steps must be at least 1, got 0"),
+        ({"num_steps": 7.0}, TypeError, "num_steps must be an integer"),
+    ],
+)
+def test_parts_that_make_no_chain_are_refused(parts, error, words):
+    # Without its types the class can be made of what the import hook would refuse.
+    untyped = type("HiddenMarkov", (HiddenMarkov,), {"__annotations__": {}})
+    with pytest.raises(error, match=f"HiddenMarkov: .*{words}"):
+        untyped(**PARTS | parts)
+
+
+def test_rows_in_jit_are_not_looked_at():
+    def log_evidence(rows):
+        chain = HiddenMarkov(CHAIN.initial, rows, CHAIN.emission, 7)
+        return hmm_filter(chain, HMM_Y).log_evidence
+
+    found = jax.jit(log_evidence)(CHAIN.transition)
+    assert float(found) == pytest.approx(HMM["log_likelihood"], abs=1e-9)
