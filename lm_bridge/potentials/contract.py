@@ -100,7 +100,7 @@ class Critic(Potential):
 
     @abc.abstractmethod
     def log_prefix(self, state: Any) -> Float[Array, " N"]:
-        """Return the log-weight of each unfinished text, in nats."""
+        """Return the log-weight of each unfinished text, in nats; of the empty one zero."""
 
     @abc.abstractmethod
     def log_complete(self, state: Any) -> Float[Array, " N"]:

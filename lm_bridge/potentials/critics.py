@@ -39,6 +39,10 @@ class Reader(Critic):
         return Written(written.astype(jnp.int32), state.lengths + active)
 
 
+def _unless_empty(state: Written, log_weights: Array) -> Array:
+    return jnp.where(state.lengths == 0, 0.0, log_weights)
+
+
 def _as_pytree(function: Callable) -> Callable:
     """Make a plain function, which JAX takes for a leaf, a part of the structure."""
     is_leaf = jax.tree.leaves(function) == [function]
@@ -54,7 +58,7 @@ class Classifier(Reader):
         vocab_size: Number of token ids.
         eos_ids: Ids that end a text.
         on_completion: Whether only finished texts are weighed; prefixes then have
-            weight one.
+            weight one, as the empty prefix always has.
     """
 
     log_score: Callable[[Array, Array], Array] = eqx.field(converter=_as_pytree)
@@ -65,7 +69,7 @@ class Classifier(Reader):
     def log_prefix(self, state: Written) -> Float[Array, " N"]:
         if self.on_completion:
             return jnp.zeros(state.lengths.shape)
-        return self.log_score(state.tokens, state.lengths)
+        return _unless_empty(state, self.log_score(state.tokens, state.lengths))
 
     def log_complete(self, state: Written) -> Float[Array, " N"]:
         return self.log_score(state.tokens, state.lengths)
@@ -100,7 +104,7 @@ class Predicate(Reader):
     def log_prefix(self, state: Written) -> Float[Array, " N"]:
         if self.allows_prefix is None:
             return jnp.zeros(state.lengths.shape)
-        return self._ask(self.allows_prefix, state)
+        return _unless_empty(state, self._ask(self.allows_prefix, state))
 
     def log_complete(self, state: Written) -> Float[Array, " N"]:
         return self._ask(self.accepts, state)

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 
-from motes.lm_bridge.potentials.contract import Potential
+from motes.lm_bridge.potentials.contract import Critic, Potential
 
 UNBOUND = 2**20
 
@@ -36,6 +36,9 @@ def check_potential(
     rows, name = np.asarray(texts, np.int32), type(potential).__name__
     together = _increments(potential, rows)
     _check_values(name, potential, together, rows)
+    if isinstance(potential, Critic):
+        empty = np.asarray(potential.log_prefix(potential.init(2, 1)))
+        assert np.allclose(empty, 0.0), f"{name}: the empty prefix must weigh one"
 
     alone = np.concatenate([_increments(potential, row[None]) for row in rows])
     message = f"{name}: a particle must not depend on the others"

@@ -173,6 +173,13 @@ class Leaky(LengthWindow):
         return state + active.sum()
 
 
+class Offset(Classifier):
+    """A critic of its own that weighs the empty prefix."""
+
+    def log_prefix(self, state):
+        return super().log_prefix(state) - 1.0
+
+
 @pytest.mark.parametrize(
     ("broken", "law"),
     [
@@ -183,6 +190,7 @@ class Leaky(LengthWindow):
             Predicate(lambda t: True, BYTES, 4, EOS, lambda t: b"c" not in t),
             "below [+]inf",
         ),
+        (Offset(lambda y, n: 0.0 * n, 4, EOS), "empty prefix must weigh one"),
     ],
 )
 def test_broken_law_is_named(broken: Potential, law):
