@@ -282,7 +282,10 @@ class Decoding:
         whole = self.critic.log_complete(state.critic)
         after = jnp.where(state.finished, whole, prefix).astype(increments.dtype)
         after = jnp.where(grew, after, state.log_critic)
+        # A text of weight zero, as one of a dead end, grows no more.
+        finished = state.finished | jnp.isneginf(after)
         calls = state.spent.critic_calls + jnp.sum(grew, dtype=jnp.int32)
         spent = state.spent._replace(critic_calls=calls)
         increments = increments + difference(after, state.log_critic)
-        return state._replace(log_critic=after, spent=spent), increments
+        state = state._replace(log_critic=after, spent=spent, finished=finished)
+        return state, increments

@@ -109,6 +109,37 @@ def test_a_critic_and_units_see_the_limit(key):
     _assert_posterior(key, exact, draw)
 
 
+@pytest.mark.parametrize("on_completion", [True, False])
+def test_what_a_classifier_gives_prefixes_changes_no_target(key, on_completion):
+    def log_score(tokens, lengths):
+        return jnp.log(0.4) + 0.6 * _count(tokens, lengths, 0)
+
+    critic = Classifier(log_score, 4, (3,), on_completion=on_completion)
+    likes_a = enumerate_posterior(TABLE, LIKES_A, 4)
+    exact = enumerate_posterior(TABLE, critic, 4)
+    np.testing.assert_allclose(exact.log_joint, likes_a.log_joint + np.log(0.4))
+
+    def draw(key):
+        return decode(key, TABLE, (), 6, 4, critic=critic, ess_threshold=0.9)
+
+    _assert_posterior(key, exact, draw)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.9])
+def test_a_critic_that_gives_zero_ends_a_text(key, threshold):
+    def log_score(tokens, lengths):
+        return jnp.where((lengths == 2) & (tokens[:, 1] == 2), -jnp.inf, 0.0)
+
+    critic = Classifier(log_score, 4, (3,), on_completion=False)
+    exact = enumerate_posterior(TABLE, critic, 4)
+    assert all(text[1:2] != (2,) for text in exact.texts)
+
+    def draw(key):
+        return decode(key, TABLE, (), 6, 4, critic=critic, ess_threshold=threshold)
+
+    _assert_posterior(key, exact, draw)
+
+
 @pytest.mark.parametrize("sampler", ["adaptive rejection", "weighed after"])
 def test_predicates_are_asked_on_the_host(key, sampler):
     exact = enumerate_posterior(TABLE, NO_DOUBLE_B, 4)
