@@ -5,9 +5,11 @@ replaced whole or not at all. `steps` writes one after each step.
 """
 
 import os
+import zlib
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import jax
 import jax.numpy as jnp
@@ -49,12 +51,11 @@ def load(file: Path, run: np.ndarray, like: Particles) -> tuple[int, Particles]:
     """Read the step and the population; `like` is one of the same run.
 
     Raises:
-        ValueError: If the file is of a run with another key, program, data or size.
+        ValueError: If the file is damaged, none that `save` wrote, or of a run with another
+            key, program, data or size.
     """
     leaves, tree = jax.tree.flatten(like)
-    with np.load(file, allow_pickle=False) as saved:
-        step, saved_run = int(saved["step"]), saved["run"]
-        arrays = [saved[f"arr_{i}"] for i in range(len(saved.files) - 2)]
+    step, saved_run, arrays = _read(file)
     same = np.array_equal(saved_run, run) and len(arrays) == len(leaves)
     if not same or not all(map(_matches, arrays, leaves)):
         raise ValueError(
@@ -63,6 +64,26 @@ def load(file: Path, run: np.ndarray, like: Particles) -> tuple[int, Particles]:
         )
     restored = [_restore(x, y) for x, y in zip(arrays, leaves, strict=True)]
     return step, jax.tree.unflatten(tree, restored)
+
+
+def _read(file: Path) -> tuple[int, np.ndarray, list[np.ndarray]]:
+    try:
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as saved:
+            arrays = [saved[f"arr_{i}"] for i in range(len(saved.files) - 2)]
+            return int(saved["step"]), saved["run"], arrays
+    except (ValueError, KeyError, TypeError, EOFError, BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"steps: checkpoint must be a file that steps wrote, got {file}, which cannot "
+            "be read. Remove the file to start again."
+        ) from error
+
+
+def check_folder(file: Path) -> None:
+    """Raise unless a checkpoint can be in this place."""
+    if file.is_dir() or not file.absolute().parent.is_dir():
+        raise ValueError(
+            f"steps: checkpoint must be a file in a folder that exists, got {file}."
+        )
 
 
 def _matches(array: np.ndarray, like: Any) -> bool:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from motes.inference.smc.checkpoint import identify, load, save
+from motes.inference.smc.checkpoint import check_folder, identify, load, save
 from motes.inference.smc.feynman_kac import FeynmanKac
 from motes.inference.smc.particles import Particles, raise_if_dead
 from motes.inference.smc.resampling import Resampler, systematic
@@ -52,11 +52,13 @@ def steps(
     Raises:
         DeadParticles: At the step after which all weights are zero.
         ValueError: If `num_particles` is less than one, or `checkpoint` is the file of a
-            run with another key, program, data, size or state.
+            run with another key, program, data, size or state, or no place for a file.
     """
     policy = check_run("steps", key, program, Policy(resample, ess_threshold))
     num_particles = check_count("steps", "num_particles", num_particles)
     file = None if checkpoint is None else Path(checkpoint)
+    if file is not None:
+        check_folder(file)
     return _walk(key, program, num_particles, policy, jit, progress, file)
 
 

@@ -1,5 +1,6 @@
 """Checkpoints keep every bit of any state, and refuse what is not theirs."""
 
+import io
 from typing import Any, NamedTuple
 
 import jax
@@ -142,3 +143,34 @@ def test_objects_are_not_pickled(key, tmp_path):
     ):
         list(steps(key, program, 4, jit=False, checkpoint=tmp_path / "words"))
     assert not list(tmp_path.iterdir())
+
+
+def written(save):
+    stream = io.BytesIO()
+    save(stream)
+    return stream.getvalue()
+
+
+BROKEN = {
+    "empty": lambda whole: b"",
+    "text": lambda whole: b"no checkpoint",
+    "cut short": lambda whole: whole[: len(whole) // 2],
+    "one bit": lambda whole: whole[:200] + bytes([whole[200] ^ 1]) + whole[201:],
+    "another archive": lambda whole: written(lambda f: np.savez(f, other=np.zeros(3))),
+    "one array": lambda whole: written(lambda f: np.save(f, np.zeros(3))),
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN)
+def test_files_that_are_no_checkpoints_are_refused(key, tmp_path, damage):
+    file = tmp_path / "walk"
+    list(walk(key, VALUES, checkpoint=file))
+    file.write_bytes(BROKEN[damage](file.read_bytes()))
+    with pytest.raises(ValueError, match="a file that steps wrote, got .*walk, which"):
+        next(walk(key, VALUES, checkpoint=file))
+
+
+def test_a_checkpoint_has_a_place_before_the_first_step(key, tmp_path):
+    for place in (tmp_path, tmp_path / "missing" / "walk"):
+        with pytest.raises(ValueError, match="folder that exists, got"):
+            walk(key, VALUES, checkpoint=place)
