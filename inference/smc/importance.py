@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from motes.inference.smc.particles import Particles, from_log_weights, raise_if_dead
+from motes.inference.smc.proposals import generate_from
 from motes.inference.smc.resampling import Resampler, systematic
-from motes.ppl import Choices, Conditioned, Model, condition, merge, vmap_lanes
+from motes.ppl import Conditioned, Model, condition, vmap_lanes
 from motes.ppl.errors import check_count, check_key
 
 
@@ -34,13 +35,15 @@ def importance_sampling(
         num_particles: Number of traces.
         *args: Arguments of the model.
         proposal: A model of some of the free choices, called with the same arguments; the
-            others are drawn from the model.
+            others are drawn from the model. What it draws for a branch that the model
+            does not take counts in neither density.
 
     Returns:
         Particles whose state is a batch of traces.
 
     Raises:
-        ValueError: If `num_particles` is less than one.
+        ValueError: If `num_particles` is less than one, or the proposal has a factor.
+        AddressError: If the proposal draws what the model has not or what is fixed.
         DeadParticles: If all weights are zero; inside `jit` the evidence is zero.
 
     References:
@@ -53,11 +56,8 @@ def importance_sampling(
     def lane() -> Any:
         if proposal is None:
             return target.generate(key, {}, *args)
-        propose_key, rest_key = jax.random.split(key)
-        proposed = proposal.propose(propose_key, *args)
-        choices: Choices = merge(proposed.choices, target.constraints)
-        trace, log_weight = target.model.generate(rest_key, choices, *args)
-        return trace, log_weight - proposed.log_density
+        models = (target.model, args, proposal, args)
+        return generate_from("importance_sampling", key, *models, target.constraints)
 
     traces, log_weights = vmap_lanes(lane, num_lanes=num_particles)()
     return raise_if_dead("importance_sampling", from_log_weights(traces, log_weights))

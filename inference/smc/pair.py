@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from motes.inference.smc.feynman_kac import FeynmanKac
-from motes.ppl import Choices, Model, ShapeError, merge, vmap_lanes
+from motes.inference.smc.proposals import generate_from
+from motes.ppl import Choices, Model, ShapeError, vmap_lanes
 
 
 def _static() -> Any:
@@ -64,12 +65,10 @@ class Guided(Pair):
         if proposal is None:
             return super()._generate(key, model, row, state)
         observed, covariates = row
-        propose_key, key = jax.random.split(key)
         args = (*covariates, *self.parameters)
-        proposed = proposal.propose(propose_key, *state, observed, *args)
-        choices = merge(proposed.choices, observed)
-        trace, log_weight = model.generate(key, choices, *state, *args)
-        return trace.return_value, log_weight - proposed.log_density
+        models = (model, (*state, *args), proposal, (*state, observed, *args))
+        trace, log_weight = generate_from("guided", key, *models, observed)
+        return trace.return_value, log_weight
 
 
 @jax.tree_util.register_dataclass
@@ -143,7 +142,8 @@ def guided(
     """Build a guided filter: a proposal that sees the data draws the state.
 
     Weights are the model's density over the proposal's, so the evidence stays unbiased
-    when the proposal covers the posterior.
+    when the proposal covers the posterior. What it draws for a branch that the model does
+    not take counts in neither density.
 
     Args:
         initial: As in `bootstrap`.
@@ -155,6 +155,11 @@ def guided(
         first_proposal: The same for `initial`, called without a state; by default the
             first state is drawn from the model.
         covariates: As in `bootstrap`.
+
+    Raises:
+        AddressError: When run, if a proposal draws an address that the model has not or
+            that is observed.
+        ValueError: When run, if a proposal has a factor.
 
     References:
         Chopin and Papaspiliopoulos (2020), Algorithm 10.3.
