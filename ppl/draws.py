@@ -50,6 +50,9 @@ class Draw:
 
     def __call__(self, key: Any, arrays: Sequence[Any]) -> list[Any]:
         """Return the flat values, each with the lanes' axes in front."""
+        if not all(lane.size for lane in self.lanes):
+            shapes = _draw_shapes(key, *arrays, draw=self)
+            return [jnp.zeros(s.shape, s.dtype) for s in shapes]
         with rank_promotion():
             return self._values(key, arrays)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 Path = tuple[str, ...]
 
@@ -79,7 +80,7 @@ def check_key(call: str, key: Any) -> jax.Array:
 
 def is_known(value: Any) -> bool:
     """Whether a value can be looked at: it is not traced, nor a shape alone."""
-    return not isinstance(value, jax.core.Tracer | jax.ShapeDtypeStruct)
+    return not isinstance(value, Tracer | jax.ShapeDtypeStruct)
 
 
 def describe(value: Any) -> str:

@@ -16,7 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
 
 from motes.ppl import jaxprs
-from motes.ppl.errors import AddressError, ShapeError
+from motes.ppl.errors import AddressError, ShapeError, check_count
 
 LANE_AXIS = "motes.lane"
 
@@ -40,6 +40,8 @@ def vmap(fun: Callable, in_axes: Any = 0, axis_size: int | None = None) -> Calla
     Raises:
         ShapeError: If the mapped axes have different sizes or there is none.
     """
+    if axis_size is not None:
+        axis_size = check_count("vmap", "axis_size", axis_size, least=0)
 
     def mapped(*args: Any) -> Any:
         leaves, tree = jax.tree.flatten(args)
@@ -50,10 +52,9 @@ def vmap(fun: Callable, in_axes: Any = 0, axis_size: int | None = None) -> Calla
             for x, axis in zip(leaves, axes, strict=True)
         ]
         is_mapped = [axis is not None for axis in axes]
-        lane = [x[0] if m else x for x, m in zip(leaves, is_mapped, strict=True)]
         body, out_tree = jaxprs.trace(
             lambda *xs: fun(*jax.tree.unflatten(tree, xs)),
-            *jax.eval_shape(lambda: lane),
+            *map(_lane_shape, leaves, is_mapped),
         )
         if not any(jaxprs.has_sites(eqn) for eqn in body.eqns):
             return jax.vmap(fun, in_axes=in_axes, axis_size=size)(*args)
@@ -106,6 +107,13 @@ def _flat_axes(in_axes: Any, args: tuple) -> list[int | None]:
         )
     tree = jax.tree.structure(args)
     return list(flatten_axes("vmap in_axes", tree, tuple(axes)))
+
+
+def _lane_shape(leaf: Any, is_mapped: bool) -> Any:
+    """Return the type that one lane sees; there may be no lane at all."""
+    whole = jax.typeof(leaf)
+    shape = whole.shape[1:] if is_mapped else whole.shape
+    return jax.ShapeDtypeStruct(shape, whole.dtype, weak_type=whole.weak_type)
 
 
 def _lane_count(leaves: list, axes: list, axis_size: int | None) -> int:

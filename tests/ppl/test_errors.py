@@ -152,6 +152,20 @@ def test_masked_data_weigh_only_where_known(key):
     assert jnp.isfinite(trace["steps"]).all()
 
 
+@pytest.mark.parametrize(
+    ("size", "error", "words"),
+    [
+        (-1, ValueError, "axis_size must be at least 0, got -1"),
+        (2.0, TypeError, "axis_size must be an integer known when tracing, got"),
+        (None, ShapeError, "one common size, got .*Pass axis_size"),
+    ],
+)
+def test_lanes_are_counted(key, size, error, words):
+    lanes = model(lambda: unhooked(vmap)(normal, axis_size=size)())
+    with pytest.raises(error, match=f"vmap: .*{words}"):
+        lanes.simulate(key)
+
+
 def test_an_exception_leaves_nothing_behind(key):
     @model
     def broken():

@@ -7,7 +7,7 @@ import numpyro.distributions as dist
 import pytest
 
 from motes.inference.exact import enumerate_choices
-from motes.ppl import condition, masked, model, sample, select
+from motes.ppl import condition, factor, masked, model, sample, select, vmap
 from tests.statistics import assert_counts_fit, assert_log_evidence_unbiased
 
 Y = 0.7
@@ -157,3 +157,29 @@ def test_vmap_over_keys_is_a_loop_over_keys(key):
         batch = jax.vmap(operation)(keys)
         loop = jax.tree.map(lambda *x: jnp.stack(x), *[operation(k) for k in keys])
         jax.tree.map(np.testing.assert_allclose, batch, loop)
+
+
+@model
+def panel(num_lanes):
+    mean = sample("mean", dist.Normal(0.0, 1.0))
+
+    def lane(x):
+        y = sample("y", dist.Normal(mean + x, 1.0))
+        sample("pair", dist.MultivariateNormal(jnp.stack([y, x]), jnp.eye(2)))
+        factor("f", y)
+        lanes = vmap(lambda: sample("inner", dist.Bernoulli(0.3)), axis_size=num_lanes)
+        return y + lanes().sum()
+
+    return vmap(lane)(jnp.zeros(num_lanes)).sum()
+
+
+def test_a_plate_without_lanes_counts_nothing(key):
+    trace = panel.simulate(key, 0)
+    assert trace["y"].shape == (0,) and trace["pair"].shape == (0, 2)
+    assert trace["inner"].shape == (0, 0) and trace.return_value == 0.0
+    alone = dist.Normal(0.0, 1.0).log_prob
+    np.testing.assert_allclose(trace.log_density, alone(trace["mean"]))
+    np.testing.assert_allclose(panel.log_density(trace.choices, 0), trace.log_density)
+    _, log_weight = panel.generate(key, {"mean": 0.5, "y": jnp.zeros(0)}, 0)
+    np.testing.assert_allclose(log_weight, alone(0.5))
+    assert panel.regenerate(key, trace, "y")[1] == 0.0
