@@ -82,10 +82,7 @@ def _run(
     first = keep(particles)
     rows = (jnp.arange(1, program.num_steps + 1), program.inputs)
     particles, collected = jax.lax.scan(body, particles, rows)
-    if isinstance(program, Finishes):
-        end = jnp.asarray(program.num_steps + 1)
-        increments = program.finish(jax.random.fold_in(key, end), particles.state)
-        particles = _reweight(particles, particles.state, increments, end)
+    particles = _finish(key, program, particles)
     return particles, with_first(program, first, collected)
 
 
@@ -101,6 +98,14 @@ def _advance(
         return _reweight(resampled, state, increments, step)
 
     return unless_ended(program, particles, move)
+
+
+def _finish(key: Any, program: FeynmanKac, particles: Particles) -> Particles:
+    if not isinstance(program, Finishes):
+        return particles
+    step = jnp.asarray(program.num_steps + 1)
+    increments = program.finish(jax.random.fold_in(key, step), particles.state)
+    return _reweight(particles, particles.state, increments, step)
 
 
 def _reweight(particles: Particles, state: Any, increments: Array, step: Any) -> Any:
