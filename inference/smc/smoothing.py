@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from motes.inference.smc.cumulative import search
 from motes.inference.smc.derived import Derived
 from motes.inference.smc.particles import Particles
 from motes.inference.smc.transition import log_transition_of
@@ -167,8 +168,7 @@ def _lineages(ancestors: Array) -> Array:
 def _inverse_cdf(key: Array, log_weights: Array, num: int) -> Array:
     """Draw one index from each row of log-weights (a single row serves all draws)."""
     weights = jnp.exp(log_weights - jnp.max(log_weights, axis=1, keepdims=True))
-    cdf = jnp.cumsum(weights, axis=1)
-    points = jax.random.uniform(key, (num,), cdf.dtype) * cdf[:, -1]
-    found = jax.vmap(lambda c, p: jnp.searchsorted(c, p, side="right"))
-    index = found(jnp.broadcast_to(cdf, (num, cdf.shape[1])), points)
-    return index.clip(max=cdf.shape[1] - 1)
+    points = jax.random.uniform(key, (num,), weights.dtype)
+    if weights.shape[0] == 1:
+        return search(weights[0], points)
+    return jax.vmap(lambda row, point: search(row, point[None])[0])(weights, points)

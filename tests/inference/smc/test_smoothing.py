@@ -7,6 +7,7 @@ import numpyro.distributions as dist
 import pytest
 
 from motes.inference.smc import (
+    History,
     backward_sampling,
     bootstrap,
     derive,
@@ -178,3 +179,13 @@ def test_states_that_cannot_be_joined_are_refused(key):
         _, history = run(key, program, 4, collect=keep_history)
         with pytest.raises(AddressError, match="function of the step's choices alone"):
             backward_sampling(key, history, program, 2)
+
+
+def test_rounding_draws_no_impossible_state(key):
+    """Sums of many single-precision weights may grow at a weight of zero."""
+    dead = jax.random.bernoulli(key, 0.5, (20_000,))
+    log_weights = 2 * jax.random.normal(key, dead.shape, jnp.float32)
+    log_weights = jnp.where(dead, -jnp.inf, log_weights)[None]
+    history = History(dead[None], log_weights, jnp.arange(dead.size)[None])
+    paths = backward_sampling(key, history, lambda x, y: jnp.zeros(()), 5_000_000)
+    assert not paths.any()
