@@ -16,6 +16,7 @@ from motes.ppl.errors import (
     AddressError,
     Path,
     ShapeError,
+    describe,
     format_path,
     unknown_address,
 )
@@ -88,7 +89,16 @@ def merge(first: Choices, second: Choices) -> Choices:
     return merged
 
 
-def read_entries(call: str, choices: Mapping[str, Any], table: SiteTable) -> Entries:
+def check_choices(call: str, choices: Any) -> None:
+    """Raise unless choices, or constraints, are a dict."""
+    if not isinstance(choices, Mapping):
+        raise TypeError(
+            f"{call}: choices must be a dict by address, got {describe(choices)}. Give {{}} "
+            "for none."
+        )
+
+
+def read_entries(call: str, choices: Any, table: SiteTable) -> Entries:
     """Check choices against the sites of a model and bring them to its dtypes.
 
     Raises:
@@ -96,10 +106,7 @@ def read_entries(call: str, choices: Mapping[str, Any], table: SiteTable) -> Ent
         ShapeError: If a value has not the shape or the kind of dtype of its site.
         ValueError: If a concrete value lies outside a support that is known.
     """
-    if not isinstance(choices, Mapping):
-        raise TypeError(
-            f"{call}: choices must be a dict by address, got {type(choices).__name__}."
-        )
+    check_choices(call, choices)
     entries: Entries = {}
     _collect(call, choices, table, (), entries)
     return entries

@@ -87,5 +87,5 @@ def describe(value: Any) -> str:
     """Write a value of any type for a message: arrays by their type, others in short."""
     if hasattr(value, "dtype") and getattr(value, "shape", ()):
         return f"{value.dtype}{list(value.shape)}"
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."

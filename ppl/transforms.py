@@ -11,9 +11,9 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Key
 
-from motes.ppl.choices import Choices, Entry, merge, read_entries
+from motes.ppl.choices import Choices, Entry, check_choices, merge, read_entries
 from motes.ppl.effects import factor, sample, scope
-from motes.ppl.errors import Path, format_path
+from motes.ppl.errors import Path, describe, format_path
 from motes.ppl.interpreter import Answer, Interpreter, Tally, tally
 from motes.ppl.model import Model
 from motes.ppl.plates import vmap
@@ -47,6 +47,12 @@ def do(model: Model, values: Choices) -> Model:
         AddressError: When run, if an address is not one of the model.
         ShapeError: When run, if a value is masked or has another shape than its site.
     """
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"do: model must be a model, got {describe(model)}. Intervene on the model, "
+            "then condition the result."
+        )
+    check_choices("do", values)
 
     def intervened(*args: Any) -> Any:
         program = model.program(*args)
@@ -107,9 +113,21 @@ def condition(model: Model | Conditioned, constraints: Choices) -> Conditioned:
     Raises:
         AddressError: When evaluated, if an address is not one of the model.
     """
-    if isinstance(model, Conditioned):
-        return Conditioned(model.model, merge(model.constraints, constraints))
-    return Conditioned(model, constraints)
+    target = as_target("condition", model)
+    check_choices("condition", constraints)
+    return Conditioned(target.model, merge(target.constraints, constraints))
+
+
+def as_target(call: str, target: Any) -> Conditioned:
+    """Return a model, or a conditioned one, as a target of inference."""
+    if isinstance(target, Conditioned):
+        return target
+    if isinstance(target, Model):
+        return Conditioned(target, {})
+    raise TypeError(
+        f"{call}: target must be a model or condition(model, constraints), got "
+        f"{describe(target)}."
+    )
 
 
 jax.tree_util.register_dataclass(

@@ -21,7 +21,7 @@ from motes.ppl.interpreter import Answer, tally
 from motes.ppl.model import Model
 from motes.ppl.program import Program
 from motes.ppl.site_table import Site
-from motes.ppl.transforms import Conditioned, condition
+from motes.ppl.transforms import Conditioned, as_target
 
 
 @jax.tree_util.register_dataclass
@@ -113,7 +113,7 @@ def unconstrained(target: Model | Conditioned, *args: Any) -> Unconstrained:
         AddressError: If a choice that is not fixed is discrete, is made only in some
             branch, is fixed only in part, or has no declared support.
     """
-    target = target if isinstance(target, Conditioned) else condition(target, {})
+    target = as_target("unconstrained", target)
     program = target.model.program(*args)
     fixed = _fixed_entries(target, program)
     for path, site in program.sites.items():

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from motes.ppl import AddressError, Choices, Conditioned, Model, condition, merge
+from motes.ppl import AddressError, Choices, Conditioned, Model, merge
 from motes.ppl.choices import nest, read_entries
 from motes.ppl.errors import format_path
 from motes.ppl.site_table import Site, num_elements
+from motes.ppl.transforms import as_target
 
 
 class Enumerated(NamedTuple):
@@ -58,7 +59,7 @@ def enumerate_choices(
         AddressError: If a free choice is continuous or has no finite, fixed support.
         ValueError: If there are more than `max_assignments` assignments.
     """
-    target = target if isinstance(target, Conditioned) else condition(target, {})
+    target = as_target("enumerate_choices", target)
     sites = target.model.program(*args).sites
     fixed = read_entries("enumerate_choices", target.constraints, sites)
     free = [s for s in sites.values() if not s.is_factor and s.path not in fixed]

@@ -14,8 +14,9 @@ from jaxtyping import Array, Key
 from motes.inference.smc.particles import Particles, from_log_weights, raise_if_dead
 from motes.inference.smc.proposals import generate_from
 from motes.inference.smc.resampling import Resampler, systematic
-from motes.ppl import Conditioned, Model, condition, vmap_lanes
+from motes.ppl import Conditioned, Model, vmap_lanes
 from motes.ppl.errors import check_count, check_key
+from motes.ppl.transforms import as_target
 
 
 def importance_sampling(
@@ -51,7 +52,7 @@ def importance_sampling(
     """
     check_key("importance_sampling", key)
     num_particles = check_count("importance_sampling", "num_particles", num_particles)
-    target = target if isinstance(target, Conditioned) else condition(target, {})
+    target = as_target("importance_sampling", target)
 
     def lane() -> Any:
         if proposal is None:

@@ -8,7 +8,6 @@ import numpyro.distributions as dist
 import pytest
 
 from motes.ppl import AddressError, ShapeError, factor, masked, model, sample, vmap
-from tests.hook import unhooked
 
 
 def normal(name="x"):
@@ -72,28 +71,6 @@ def test_ill_formed_models_are_refused_when_traced(key, program, error, words):
         program.simulate(key)
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        (0, "got 0. Make it by"),
-        (None, "got None"),
-        (jax.random.split(jax.random.key(0)), r"got key<fry>\[2\]. .* jax.vmap"),
-        (jnp.zeros(3), r"got float.*\[3\]"),
-    ],
-)
-def test_keys_are_checked(key, given, words):
-    trace = walk.simulate(key)
-    calls = {
-        "simulate": (),
-        "generate": ({},),
-        "update": (trace, {}),
-        "regenerate": (trace, "steps"),
-    }
-    for name, rest in calls.items():
-        with pytest.raises(TypeError, match=f"{name}: key must be one .*{words}"):
-            unhooked(getattr(walk, name))(given, *rest)
-
-
 def test_sites_outside_a_model_are_refused():
     with pytest.raises(AddressError, match="must stand in a model.*'x' outside"):
         normal()
@@ -150,20 +127,6 @@ def test_masked_data_weigh_only_where_known(key):
     exact += dist.Normal(0.0, 1.0).log_prob(steps[jnp.array([0, 2])]).sum()
     assert float(log_weight) == pytest.approx(float(exact))
     assert jnp.isfinite(trace["steps"]).all()
-
-
-@pytest.mark.parametrize(
-    ("size", "error", "words"),
-    [
-        (-1, ValueError, "axis_size must be at least 0, got -1"),
-        (2.0, TypeError, "axis_size must be an integer known when tracing, got"),
-        (None, ShapeError, "one common size, got .*Pass axis_size"),
-    ],
-)
-def test_lanes_are_counted(key, size, error, words):
-    lanes = model(lambda: unhooked(vmap)(normal, axis_size=size)())
-    with pytest.raises(error, match=f"vmap: .*{words}"):
-        lanes.simulate(key)
 
 
 def test_an_exception_leaves_nothing_behind(key):

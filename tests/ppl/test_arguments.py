@@ -1,0 +1,105 @@
+"""Arguments of the wrong type, kind or size are refused before any work."""
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+import pytest
+
+from motes.inference.exact import enumerate_choices
+from motes.inference.smc import importance_sampling
+from motes.ppl import (
+    ShapeError,
+    condition,
+    do,
+    model,
+    sample,
+    scope,
+    unconstrained,
+    vmap,
+)
+from tests.hook import unhooked
+
+
+def normal():
+    return sample("x", dist.Normal(0.0, 1.0))
+
+
+@model
+def walk():
+    scale = sample("scale", dist.HalfNormal(1.0))
+    with scope("arm"):
+        vmap(lambda m: sample("steps", dist.Normal(m, scale)))(jnp.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (0, "got 0. Make it by"),
+        (None, "got None"),
+        (jax.random.split(jax.random.key(0)), r"got key<fry>\[2\]. .* jax.vmap"),
+        (jnp.zeros(3), r"got float.*\[3\]"),
+    ],
+)
+def test_keys_are_checked(key, given, words):
+    trace = walk.simulate(key)
+    calls = {
+        "simulate": (),
+        "generate": ({},),
+        "update": (trace, {}),
+        "regenerate": (trace, "arm"),
+    }
+    for name, rest in calls.items():
+        with pytest.raises(TypeError, match=f"{name}: key must be one .*{words}"):
+            unhooked(getattr(walk, name))(given, *rest)
+
+
+@pytest.mark.parametrize(
+    ("size", "error", "words"),
+    [
+        (-1, ValueError, "axis_size must be at least 0, got -1"),
+        (2.0, TypeError, "axis_size must be an integer known when tracing, got"),
+        (None, ShapeError, "one common size, got .*Pass axis_size"),
+    ],
+)
+def test_lanes_are_counted(key, size, error, words):
+    lanes = model(lambda: unhooked(vmap)(normal, axis_size=size)())
+    with pytest.raises(error, match=f"vmap: .*{words}"):
+        lanes.simulate(key)
+
+
+@pytest.mark.parametrize("constraints", [None, [1.0], jax.random.key(0), "steps"])
+def test_choices_are_dicts(key, constraints):
+    trace = walk.simulate(key)
+    words = r"choices must be a dict by address, got .*Give \{\} for none"
+    calls = {
+        "generate": lambda: unhooked(walk.generate)(key, constraints),
+        "log_density": lambda: unhooked(walk.log_density)(constraints),
+        "update": lambda: unhooked(walk.update)(key, trace, constraints),
+        "condition": lambda: unhooked(condition)(walk, constraints),
+        "do": lambda: unhooked(do)(walk, constraints),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"{name}: {words}"):
+            call()
+
+
+@pytest.mark.parametrize("target", [{"steps": jnp.zeros(3)}, jax.random.key(0), normal])
+def test_targets_are_models(key, target):
+    words = r"target must be a model or condition\(model, constraints\), got"
+    calls = {
+        "condition": lambda: unhooked(condition)(target, {}),
+        "unconstrained": lambda: unhooked(unconstrained)(target),
+        "enumerate_choices": lambda: unhooked(enumerate_choices)(target),
+        "importance_sampling": lambda: unhooked(importance_sampling)(key, target, 10),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"{name}: {words}"):
+            call()
+
+
+def test_interventions_come_before_conditions():
+    target = condition(walk, {"scale": 1.0})
+    with pytest.raises(
+        TypeError, match="do: model must be .*, then condition the resu"
+    ):
+        unhooked(do)(target, {"steps": jnp.zeros(3)})
