@@ -5,13 +5,13 @@ degenerate; backward sampling draws $b_t$ with $W_t^n f(x_{t+1} | x_t^n)$.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from motes.inference.smc.cumulative import search
 from motes.inference.smc.derived import Derived
 from motes.inference.smc.particles import Particles
 from motes.inference.smc.transition import log_transition_of
@@ -168,7 +168,21 @@ def _lineages(ancestors: Array) -> Array:
 def _inverse_cdf(key: Array, log_weights: Array, num: int) -> Array:
     """Draw one index from each row of log-weights (a single row serves all draws)."""
     weights = jnp.exp(log_weights - jnp.max(log_weights, axis=1, keepdims=True))
-    points = jax.random.uniform(key, (num,), weights.dtype)
-    if weights.shape[0] == 1:
-        return search(weights[0], points)
-    return jax.vmap(lambda row, point: search(row, point[None])[0])(weights, points)
+    weights = jax.lax.stop_gradient(weights)
+    cdf, is_single = jnp.cumsum(weights, axis=1), weights.shape[0] == 1
+    points = jax.random.uniform(key, (num,), cdf.dtype) * cdf[:, -1]
+    search = partial(jnp.searchsorted, side="right")
+    if is_single:
+        row, index = 0, search(cdf[0], points)
+    else:
+        row, index = jnp.arange(num), jax.vmap(search)(cdf, points)
+
+    # Sums made in parallel may rise at a weight of zero: the live one before is meant.
+    def is_dead(index: Array) -> Array:
+        return weights[row, index] == 0
+
+    return jax.lax.while_loop(
+        lambda index: jnp.any(is_dead(index)),
+        lambda index: index - is_dead(index),
+        index.clip(max=cdf.shape[1] - 1),
+    )
