@@ -4,7 +4,7 @@
 some branch did not make, or a constraint on part of an array (missing data).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -89,12 +89,32 @@ def merge(first: Choices, second: Choices) -> Choices:
     return merged
 
 
+def join(call: str, given: Any, fixed: Choices) -> Choices:
+    """Return the union of choices and of what is conditioned on; refuse what is both."""
+    check_choices(call, given)
+    for path in _shared(given, fixed):
+        raise AddressError(
+            f"{call}: choices must leave out what is conditioned on, got a value at "
+            f"address {format_path(path)!r}. Condition the model itself to change it."
+        )
+    return merge(given, fixed)
+
+
+def _shared(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Path]:
+    for name in first.keys() & second.keys():
+        pair = first[name], second[name]
+        if all(isinstance(node, Mapping) for node in pair):
+            yield from ((name, *path) for path in _shared(*pair))
+        else:
+            yield (name,)
+
+
 def check_choices(call: str, choices: Any) -> None:
     """Raise unless choices, or constraints, are a dict."""
     if not isinstance(choices, Mapping):
         raise TypeError(
-            f"{call}: choices must be a dict by address, got {describe(choices)}. Give {{}} "
-            "for none."
+            f"{call}: choices must be a dict by address, got {describe(choices)}. "
+            "Give {} for none."
         )
 
 

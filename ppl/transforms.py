@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Key
 
-from motes.ppl.choices import Choices, Entry, check_choices, merge, read_entries
+from motes.ppl.choices import Choices, Entry, check_choices, join, read_entries
 from motes.ppl.effects import factor, sample, scope
 from motes.ppl.errors import Path, describe, format_path
 from motes.ppl.interpreter import Answer, Interpreter, Tally, tally
@@ -96,26 +96,36 @@ class Conditioned:
     def log_density(
         self, choices: Choices, *args: Any, key: Key[Array, ""] | None = None
     ) -> Float[Array, ""]:
-        """Return the log joint density of `choices` and the constraints, in nats."""
-        joined = merge(choices, self.constraints)
+        """Return the log joint density of `choices` and the constraints, in nats.
+
+        Raises:
+            AddressError: If `choices` has an address that is conditioned on.
+        """
+        joined = join("log_density", choices, self.constraints)
         return self.model.log_density(joined, *args, key=key)
 
     def generate(
         self, key: Key[Array, ""], constraints: Choices, *args: Any
     ) -> tuple[Trace, Float[Array, ""]]:
-        """Generate from the model under its own and further constraints."""
-        return self.model.generate(key, merge(constraints, self.constraints), *args)
+        """Generate from the model under its own and further constraints.
+
+        Raises:
+            AddressError: If `constraints` has an address that is conditioned on.
+        """
+        joined = join("generate", constraints, self.constraints)
+        return self.model.generate(key, joined, *args)
 
 
 def condition(model: Model | Conditioned, constraints: Choices) -> Conditioned:
     """Fix choices of a model; the result is the target of inference for the others.
 
     Raises:
-        AddressError: When evaluated, if an address is not one of the model.
+        AddressError: If an address is conditioned on already; when evaluated, if it is not
+            one of the model.
     """
     target = as_target("condition", model)
-    check_choices("condition", constraints)
-    return Conditioned(target.model, merge(target.constraints, constraints))
+    joined = join("condition", constraints, target.constraints)
+    return Conditioned(target.model, joined)
 
 
 def as_target(call: str, target: Any) -> Conditioned:

@@ -8,6 +8,7 @@ import pytest
 from motes.inference.exact import enumerate_choices
 from motes.inference.smc import importance_sampling
 from motes.ppl import (
+    AddressError,
     ShapeError,
     condition,
     do,
@@ -103,3 +104,20 @@ def test_interventions_come_before_conditions():
         TypeError, match="do: model must be .*, then condition the resu"
     ):
         unhooked(do)(target, {"steps": jnp.zeros(3)})
+
+
+def test_what_is_conditioned_on_is_not_given_again(key):
+    target = condition(walk, {"arm": {"steps": jnp.zeros(3)}})
+    twice = {"scale": 1.0, "arm": {"steps": jnp.ones(3)}}
+    words = "must leave out what is conditioned on, got a value at address 'arm/steps'"
+    calls = {
+        "log_density": lambda: target.log_density(twice),
+        "generate": lambda: target.generate(key, twice),
+        "condition": lambda: condition(target, twice),
+    }
+    for name, call in calls.items():
+        with pytest.raises(AddressError, match=f"{name}: choices {words}"):
+            call()
+    joint = walk.log_density({"scale": 1.0, "arm": {"steps": jnp.zeros(3)}})
+    assert target.log_density({"scale": 1.0}) == joint
+    assert condition(target, {"scale": 1.0}).log_density({}) == joint
