@@ -12,18 +12,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from motes.lm_bridge.potentials.contract import Potential
+from motes.lm_bridge.potentials.contract import Critic, Potential
 from motes.lm_bridge.transformer_lm import TransformerLM
+from motes.ppl.errors import check_count
 
 
 def check_decode(
     lm: Any,
     prompt: Any,
-    max_tokens: int,
-    potential: Potential | None = None,
+    max_tokens: Any,
+    potential: Any = None,
     name: str = "potential",
-) -> None:
-    """Refuse what no decode could do right.
+    num_prompts: int | None = None,
+) -> int:
+    """Refuse what no decode could do right; return `max_tokens` as an `int`.
 
     Args:
         lm: A `LanguageModel`.
@@ -31,17 +33,59 @@ def check_decode(
         max_tokens: Most tokens of a text.
         potential: What steers, over the same vocabulary.
         name: What messages call the potential.
+        num_prompts: Number of prompts; None for any.
 
     Raises:
+        TypeError: If `max_tokens` is no integer, or the potential no `Potential`.
         ValueError: If a prompt is text or holds ids that are none, if the texts are longer
             than the model's context, or if the vocabularies or ends differ.
     """
-    if max_tokens < 1:
-        raise ValueError(f"decode: max_tokens must be at least 1, got {max_tokens}.")
-    lengths = [_check_prompt(lm, one) for one in _prompts(prompt)]
+    max_tokens = check_count("decode", "max_tokens", max_tokens)
+    prompts = _prompts(prompt)
+    if num_prompts is not None and len(prompts) != num_prompts:
+        raise ValueError(
+            f"decode: prompts must be {num_prompts} in number, got {len(prompts)}. "
+            "`decode_batch` takes several, and a proposal with as many."
+        )
+    lengths = [_check_prompt(lm, one) for one in prompts]
     _check_context(lm, max(lengths), max_tokens)
     if potential is not None:
+        if not isinstance(potential, Potential):
+            raise TypeError(
+                f"decode: {name} must be a Potential, got {type(potential).__name__}. "
+                "Predicate makes one of a Python function, Classifier of a JAX function."
+            )
         _check_vocabulary(lm, potential, name)
+        _check_ends(lm, potential, name)
+    return max_tokens
+
+
+def check_options(
+    lm: Any, critic: Any, proposal: Any, unit: Any, num_prompts: int, max_tokens: int
+) -> None:
+    """Refuse a critic, a proposal or a unit that does not fit the model.
+
+    Raises:
+        TypeError: If the critic is none, or a count is no integer.
+        ValueError: If vocabularies, numbers of prompts or the shape of `unit.ends` differ.
+    """
+    if critic is not None and not isinstance(critic, Critic):
+        raise TypeError(
+            f"decode: critic must be a Critic, such as Classifier or Predicate, got "
+            f"{type(critic).__name__}. Multiply other potentials into `potential`."
+        )
+    if proposal is not None:
+        other, prompt = proposal
+        check_decode(other, prompt, max_tokens, num_prompts=num_prompts)
+        _check_vocabulary(lm, other, "proposal")
+    check_count("decode", "unit.max_tokens", unit.max_tokens)
+    if unit.ends is not None:
+        ends = jnp.asarray(unit.ends)
+        if ends.shape != (lm.vocab_size,) or ends.dtype != bool:
+            raise ValueError(
+                f"decode: unit.ends must be {lm.vocab_size} booleans, one for each token "
+                f"id, got shape {ends.shape} of {ends.dtype}."
+            )
 
 
 def _prompts(prompt: Any) -> list[Any]:
@@ -95,12 +139,15 @@ def _check_context(lm: Any, length: int, max_tokens: int) -> None:
         )
 
 
-def _check_vocabulary(lm: Any, potential: Potential, name: str) -> None:
-    if potential.vocab_size != lm.vocab_size:
+def _check_vocabulary(lm: Any, other: Any, name: str) -> None:
+    if other.vocab_size != lm.vocab_size:
         raise ValueError(
             f"decode: {name} must have the vocabulary of the model, {lm.vocab_size} "
-            f"tokens, got {potential.vocab_size}. Was it made with another tokenizer?"
+            f"tokens, got {other.vocab_size}. Was it made with another tokenizer?"
         )
+
+
+def _check_ends(lm: Any, potential: Potential, name: str) -> None:
     if set(potential.eos_ids) != set(lm.eos_ids):
         raise ValueError(
             f"decode: {name} must end texts by the ids of the model, "

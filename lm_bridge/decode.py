@@ -24,7 +24,7 @@ from motes.inference.smc import (
     systematic,
 )
 from motes.inference.smc.blocks import run_blocks
-from motes.lm_bridge.checks import check_decode
+from motes.lm_bridge.checks import check_decode, check_options
 from motes.lm_bridge.decoded import Decoded, History
 from motes.lm_bridge.decoding import MIN_BUCKET, Decoding, Unit
 from motes.lm_bridge.potentials.contract import Critic, Potential
@@ -50,17 +50,15 @@ def decoding(
     The arguments are those of `decode`.
 
     Raises:
-        ValueError: If a count is less than one, vocabularies differ, or no first token is
-            possible.
+        TypeError: If a count is no integer, or the critic no `Critic`.
+        ValueError: If a count is less than one, vocabularies or numbers of prompts differ,
+            or no first token is possible.
     """
-    if unit.max_tokens < 1:
-        raise ValueError(
-            f"decoding: unit.max_tokens must be at least 1, got {unit.max_tokens}."
-        )
-    check_decode(lm, prompt, max_tokens, potential)
+    max_tokens = check_decode(
+        lm, prompt, max_tokens, potential, num_prompts=num_prompts
+    )
+    check_options(lm, critic, proposal, unit, num_prompts, max_tokens)
     check_decode(lm, prompt, max_tokens, critic, "critic")
-    if proposal is not None:
-        check_decode(proposal[0], proposal[1], max_tokens, potential)
     if potential is not None and not isinstance(potential, Critic):
         _check_first_token(potential, max_tokens)
     read = None if proposal is None else (proposal[0], proposal[0].prefill(proposal[1]))
@@ -71,9 +69,9 @@ def decoding(
         potential,
         critic,
         read,
-        unit.ends,
+        None if unit.ends is None else jnp.asarray(unit.ends),
         _bucket(max_tokens),
-        unit.max_tokens,
+        int(unit.max_tokens),
         sampler,
         num_prompts,
     )
@@ -247,12 +245,14 @@ def _result(particles: Particles, history: History, max_tokens: int) -> Decoded:
 def _dead_end(program: Decoding, particles: Particles) -> DeadParticles:
     """Say at which step, after which texts, and by what, all particles died."""
     state = particles.state
-    culprit = program.critic if (state.drawn >= 0).any() else program.potential
+    culprit = program.critic if (state.drawn >= 0).any() else None
+    culprit = program.potential if culprit is None else culprit
+    name = "the model" if culprit is None else type(culprit).__name__
     rows = zip(np.asarray(state.tokens), np.asarray(state.lengths), strict=True)
     texts = sorted((row[:n].tolist() for row, n in rows), key=len)[-3:]
     return DeadParticles(
         f"decode: some text must stay possible, none is after step "
-        f"{int(particles.dead_step)}, by {type(culprit).__name__}; the longest texts are "
+        f"{int(particles.dead_step)}, by {name}; the longest texts are "
         f"{texts}. Use more particles or a potential that sees dead ends earlier.",
         particles,
     )

@@ -15,6 +15,7 @@ from jaxtyping import Array, Key
 from motes.inference.smc import DeadParticles
 from motes.lm_bridge.decode import decode
 from motes.lm_bridge.decoded import Decoded
+from motes.ppl.errors import check_count
 
 ROUNDING = 1e-4
 """How far in nats rounding may carry a weight over its bound."""
@@ -54,8 +55,7 @@ def reject(
         ValueError: If a weight is above the bound, or `num_texts` is less than one.
         RuntimeError: If `max_tries` were not enough.
     """
-    if num_texts < 1:
-        raise ValueError(f"reject: num_texts must be at least 1, got {num_texts}.")
+    num_texts = check_count("reject", "num_texts", num_texts)
 
     def tries(key: Any) -> Decoded:
         return decode(
