@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from motes.inference.smc.particles import Particles
-from motes.ppl import Choices, Model, jaxprs, vmap_lanes
+from motes.ppl import Choices, Model, jaxprs, merge, vmap_lanes
 from motes.ppl.choices import nest, read_entries, to_choices
 from motes.ppl.errors import Path
 from motes.ppl.handlers import Generate
@@ -44,7 +44,7 @@ class TimeState:
     def choices(self) -> Choices:
         """Choices made before the scan and at the last step, by address."""
         linked = nest({path: self.carry[index] for path, index in self.links})
-        return {**self.before, **self.current, **linked}
+        return merge(merge(self.before, self.current), linked)
 
 
 @jax.tree_util.register_dataclass
