@@ -17,15 +17,23 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from motes.inference.smc.particles import Particles
+from motes.inference.smc.step import Policy
 
 
-def identify(key: Key[Array, ""], program: Any) -> np.ndarray:
-    """Return a digest of what makes a run: its key, its number of steps, its data."""
+def identify(key: Key[Array, ""], program: Any, policy: Policy) -> np.ndarray:
+    """Return a digest of what makes a run: key, number of steps, resampling and data.
+
+    Data are the arrays, numbers and strings of the program, with their names.
+    """
+    scheme = getattr(policy.resample, "__name__", type(policy.resample).__name__)
     digest = sha256(_raw(key).tobytes() + str(program.num_steps).encode())
-    for leaf in jax.tree.leaves(program):
-        if isinstance(leaf, jax.Array | np.ndarray) and leaf.dtype != object:
-            raw = _raw(leaf)
-            digest.update(f"{raw.shape}{raw.dtype}".encode() + raw.tobytes())
+    digest.update(f"{scheme}{float(policy.ess_threshold)}".encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(program):
+        if isinstance(leaf, jax.Array | np.ndarray | np.generic | float | int | str):
+            raw = _raw(leaf if hasattr(leaf, "dtype") else np.asarray(leaf))
+            if raw.dtype != object:
+                name = f"{jax.tree_util.keystr(path)}{raw.shape}{raw.dtype}"
+                digest.update(name.encode() + raw.tobytes())
     return np.frombuffer(digest.digest(), np.uint8)
 
 
@@ -60,7 +68,8 @@ def load(file: Path, run: np.ndarray, like: Particles) -> tuple[int, Particles]:
     if not same or not all(map(_matches, arrays, leaves)):
         raise ValueError(
             "steps: checkpoint must be of a run with this key, size and state, of this "
-            f"program on these data, got {file}. Remove the file to start again."
+            f"program on these data resampled in this way, got {file}. Remove the file to "
+            "start again."
         )
     restored = [_restore(x, y) for x, y in zip(arrays, leaves, strict=True)]
     return step, jax.tree.unflatten(tree, restored)

@@ -72,9 +72,10 @@ def _walk(
     file: Path | None,
 ) -> Iterator[Particles]:
     begin, move, end = _COMPILED if jit else (start, advance, finish)
+    name: Any = None if file is None else identify(key, program, policy)
     particles, done = begin(key, program, num_particles), 0
     if file is not None and file.exists():
-        done, particles = load(file, identify(key, program), particles)
+        done, particles = load(file, name, particles)
         raise_if_dead("steps", particles)
         if done == program.num_steps:
             yield particles
@@ -88,7 +89,7 @@ def _walk(
         if step == program.num_steps:
             particles = end(key, program, particles)
         if file is not None:
-            save(file, identify(key, program), step, particles)
+            save(file, name, step, particles)
         yield raise_if_dead("steps", particles)
 
 

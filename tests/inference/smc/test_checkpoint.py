@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 
-from motes.inference.smc import DeadParticles, steps
+from motes.inference.smc import DeadParticles, bootstrap, multinomial, steps
+from motes.ppl import model, sample
 
 
 class Walk(NamedTuple):
@@ -90,6 +92,38 @@ def test_a_run_on_other_data_is_refused(key, tmp_path, other):
     list(walk(key, VALUES, checkpoint=file))
     with pytest.raises(ValueError, match="this program on these data"):
         next(walk(key, other, checkpoint=file))
+
+
+@model
+def first(scale):
+    x = sample("x", dist.Normal(0.0, scale))
+    sample("y", dist.Normal(x, 1.0))
+    return x
+
+
+@model
+def move(x, scale):
+    x = sample("x", dist.Normal(x, scale))
+    sample("y", dist.Normal(x, 1.0))
+    return x
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"scale": 0.6}, {"resample": multinomial}, {"ess_threshold": 0.9}],
+    ids=lambda other: next(iter(other)),
+)
+def test_a_run_with_other_numbers_or_resampling_is_refused(key, tmp_path, other):
+    def walk(scale=0.5, **options):
+        program = bootstrap(first, move, {"y": jnp.ones(3)}, scale)
+        options |= {"checkpoint": tmp_path / "walk", "jit": False}
+        return steps(key, program, 5, **options)
+
+    list(walk())
+    (again,) = walk()
+    assert again.num_particles == 5
+    with pytest.raises(ValueError, match="on these data resampled in this way"):
+        next(walk(**other))
 
 
 def test_a_dead_population_is_still_dead_when_resumed(key, tmp_path):
