@@ -1,15 +1,14 @@
 """Models as JAX programs with traced effects."""
 
 from motes.ppl.choices import (
-    Choices as Choices,
     Masked as Masked,
     masked as masked,
-    merge as merge,
 )
 from motes.ppl.densities import Density as Density
 from motes.ppl.effects import factor as factor, sample as sample, scope as scope
 from motes.ppl.errors import AddressError as AddressError, ShapeError as ShapeError
 from motes.ppl.model import Model as Model, Proposal as Proposal, model as model
+from motes.ppl.nesting import Choices as Choices, merge as merge
 from motes.ppl.numpyro_bridge import from_numpyro as from_numpyro
 from motes.ppl.plates import (
     lane_key as lane_key,

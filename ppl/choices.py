@@ -4,7 +4,7 @@
 some branch did not make, or a constraint on part of an array (missing data).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,13 +16,13 @@ from motes.ppl.errors import (
     AddressError,
     Path,
     ShapeError,
-    describe,
     format_path,
+    is_known,
     unknown_address,
 )
+from motes.ppl.nesting import Choices, check_choices, nest
 from motes.ppl.site_table import Site, SiteTable
 
-Choices = dict[str, Any]
 _INDEPENDENT = type(constraints.independent(constraints.real, 1))
 
 
@@ -59,17 +59,6 @@ class Entry(NamedTuple):
 Entries = dict[Path, Entry]
 
 
-def nest(entries: Mapping[Path, Any]) -> Choices:
-    """Build nested dicts from values by path."""
-    root: Choices = {}
-    for path, value in entries.items():
-        node = root
-        for name in path[:-1]:
-            node = node.setdefault(name, {})
-        node[path[-1]] = value
-    return root
-
-
 def to_choices(entries: Entries) -> Choices:
     """Write entries as choices, conditional ones as `Masked`."""
     return nest(
@@ -78,44 +67,6 @@ def to_choices(entries: Entries) -> Choices:
             for path, entry in entries.items()
         }
     )
-
-
-def merge(first: Choices, second: Choices) -> Choices:
-    """Return the union of two nested dicts; `second` wins where both have an address."""
-    merged = dict(first)
-    for name, value in second.items():
-        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
-        merged[name] = merge(merged[name], value) if both else value
-    return merged
-
-
-def join(call: str, given: Any, fixed: Choices) -> Choices:
-    """Return the union of choices and of what is conditioned on; refuse what is both."""
-    check_choices(call, given)
-    for path in _shared(given, fixed):
-        raise AddressError(
-            f"{call}: choices must leave out what is conditioned on, got a value at "
-            f"address {format_path(path)!r}. Condition the model itself to change it."
-        )
-    return merge(given, fixed)
-
-
-def _shared(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Path]:
-    for name in first.keys() & second.keys():
-        pair = first[name], second[name]
-        if all(isinstance(node, Mapping) for node in pair):
-            yield from ((name, *path) for path in _shared(*pair))
-        else:
-            yield (name,)
-
-
-def check_choices(call: str, choices: Any) -> None:
-    """Raise unless choices, or constraints, are a dict."""
-    if not isinstance(choices, Mapping):
-        raise TypeError(
-            f"{call}: choices must be a dict by address, got {describe(choices)}. "
-            "Give {} for none."
-        )
 
 
 def read_entries(call: str, choices: Any, table: SiteTable) -> Entries:
@@ -142,6 +93,19 @@ def require_all(call: str, entries: Entries, table: SiteTable) -> None:
                 f"{call}: choices must give every address, got none at address "
                 f"{format_path(path)!r}. Use generate to fill in what is missing."
             )
+        mask = entries[path].mask
+        if mask is not None and is_known(mask) and not is_whole(entries[path]):
+            raise AddressError(
+                f"{call}: choices must be given everywhere, got a mask that is not true "
+                f"throughout at address {format_path(path)!r}. Use generate to fill in "
+                "what is missing."
+            )
+
+
+def is_whole(entry: Entry) -> bool:
+    """Whether an entry is known to count everywhere."""
+    mask = entry.mask
+    return mask is None or (is_known(mask) and bool(np.all(mask)))
 
 
 def _collect(call: str, node: Any, table: SiteTable, path: Path, out: Entries) -> None:
@@ -240,9 +204,7 @@ def _read_mask(call: str, mask: Any, leaves: list[Any], site: Site) -> jax.Array
 
 def _check_support(call: str, value: Any, mask: Any, site: Site) -> None:
     support = site.support
-    concrete = not any(
-        isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((value, mask))
-    )
+    concrete = all(map(is_known, jax.tree.leaves((value, mask))))
     if support is None or not concrete or not is_fixed(support):
         return
     elementwise = support
@@ -275,6 +237,4 @@ def _first_outside(value: np.ndarray, inside: np.ndarray, path: Path) -> str:
 
 def is_fixed(support: Any) -> bool:
     """Whether a constraint's bounds are known before the model runs."""
-    leaves = jax.tree.leaves(support)
-    kinds = (jax.ShapeDtypeStruct, jax.core.Tracer)
-    return not any(isinstance(leaf, kinds) for leaf in leaves)
+    return all(map(is_known, jax.tree.leaves(support)))

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from motes.ppl.choices import Choices, Masked, nest
+from motes.ppl.choices import Masked
 from motes.ppl.model import Model
+from motes.ppl.nesting import Choices, nest
 from motes.ppl.plates import vmap_lanes
 from motes.ppl.selection import Selection, select
 

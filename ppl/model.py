@@ -15,16 +15,15 @@ from jaxtyping import Array, Float, Key
 
 from motes.ppl import handlers
 from motes.ppl.choices import (
-    Choices,
     Entries,
     Entry,
-    nest,
     read_entries,
     require_all,
     to_choices,
 )
 from motes.ppl.effects import scope
 from motes.ppl.errors import Path, check_key
+from motes.ppl.nesting import Choices, nest
 from motes.ppl.program import Program, ProgramCache
 from motes.ppl.selection import Selection, as_selection
 from motes.ppl.structure import Sites, sites
@@ -91,7 +90,8 @@ class Model:
         """Return the log joint density of all choices and factors, in nats.
 
         Args:
-            choices: A value for each address, of the site's full shape.
+            choices: A value for each address, of the site's full shape; where a traced mask
+                says that it is missing, the density is zero.
             *args: Arguments of the model.
             key: Needed only by sites whose density is a random estimate.
 

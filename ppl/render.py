@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from motes.ppl.choices import Choices, merge, read_entries
+from motes.ppl.choices import read_entries
 from motes.ppl.dataflow import Frame
 from motes.ppl.errors import format_path
 from motes.ppl.layout import Box, Layout, Point, layout
 from motes.ppl.model import Model
+from motes.ppl.nesting import Choices, merge
 from motes.ppl.structure import SiteRow, Sites, sites
 from motes.ppl.transforms import Conditioned
 

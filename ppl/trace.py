@@ -10,8 +10,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from motes.ppl.choices import Choices, Masked
+from motes.ppl.choices import Masked
 from motes.ppl.errors import AddressError
+from motes.ppl.nesting import Choices
 
 
 @jax.tree_util.register_pytree_with_keys_class

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Key
 
-from motes.ppl.choices import Choices, Entry, check_choices, join, read_entries
+from motes.ppl.choices import Entry, read_entries
 from motes.ppl.effects import factor, sample, scope
 from motes.ppl.errors import Path, describe, format_path
 from motes.ppl.interpreter import Answer, Interpreter, Tally, tally
 from motes.ppl.model import Model
+from motes.ppl.nesting import Choices, check_choices, join
 from motes.ppl.plates import vmap
 from motes.ppl.program import traced_leaves
 from motes.ppl.trace import Trace
