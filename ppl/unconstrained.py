@@ -13,12 +13,13 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from numpyro.distributions import biject_to
 
-from motes.ppl.choices import Choices, Entry, nest, read_entries
+from motes.ppl.choices import Entry, is_whole, read_entries
 from motes.ppl.densities import is_distribution
 from motes.ppl.errors import AddressError, Path, format_path
 from motes.ppl.handlers import LogDensity
 from motes.ppl.interpreter import Answer, tally
 from motes.ppl.model import Model
+from motes.ppl.nesting import Choices, nest
 from motes.ppl.program import Program
 from motes.ppl.site_table import Site
 from motes.ppl.transforms import Conditioned, as_target
@@ -119,7 +120,7 @@ def unconstrained(target: Model | Conditioned, *args: Any) -> Unconstrained:
     for path, site in program.sites.items():
         if path not in fixed and not site.is_factor:
             _check_free(site)
-        elif path in fixed and fixed[path].mask is not None:
+        elif path in fixed and not is_whole(fixed[path]):
             raise _refusal(site, "must be fixed everywhere or nowhere, is masked")
     drawn = jax.eval_shape(
         lambda key: target.generate(key, {}, *args)[0].choices, jax.random.key(0)

@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from motes.ppl import AddressError, Choices, Conditioned, Model, merge
-from motes.ppl.choices import nest, read_entries
+from motes.ppl.choices import Entries, is_whole, read_entries
 from motes.ppl.errors import format_path
+from motes.ppl.nesting import nest
 from motes.ppl.site_table import Site, num_elements
 from motes.ppl.transforms import as_target
 
@@ -56,12 +57,14 @@ def enumerate_choices(
         max_assignments: Refuse to enumerate more than this.
 
     Raises:
-        AddressError: If a free choice is continuous or has no finite, fixed support.
+        AddressError: If a free choice is continuous or has no finite, fixed support, or a
+            choice is fixed in part.
         ValueError: If there are more than `max_assignments` assignments.
     """
     target = as_target("enumerate_choices", target)
     sites = target.model.program(*args).sites
     fixed = read_entries("enumerate_choices", target.constraints, sites)
+    _check_whole(fixed)
     free = [s for s in sites.values() if not s.is_factor and s.path not in fixed]
     supports = [_support(site) for site in free]
     grids = [(len(v), num_elements(s)) for v, s in zip(supports, free, strict=True)]
@@ -77,13 +80,23 @@ def enumerate_choices(
     )
     choices = nest(_unpack(free, supports, columns))
 
-    def log_density(choices: Choices) -> Array:
-        return target.log_density(choices, *args)
+    def log_density(row: tuple[Array, Choices]) -> Array:
+        return target.log_density(row[1], *args)
 
-    log_weights = jax.lax.map(log_density, choices, batch_size=4096)
+    rows = (jnp.arange(total), choices)  # there is one even if all choices are fixed
+    log_weights = jax.lax.map(log_density, rows, batch_size=4096)
     keep = _first_of_each(free, choices, target, args)
     log_weights = jnp.where(keep, log_weights, -jnp.inf)
     return Enumerated(choices, log_weights, jax.nn.logsumexp(log_weights))
+
+
+def _check_whole(fixed: Entries) -> None:
+    for path, entry in fixed.items():
+        if not is_whole(entry):
+            raise AddressError(
+                f"enumerate_choices: a choice must be fixed everywhere or nowhere, got a "
+                f"mask at address {format_path(path)!r}. Split the site in two."
+            )
 
 
 def _support(site: Site) -> np.ndarray:

@@ -12,6 +12,7 @@ from motes.ppl import (
     ShapeError,
     condition,
     do,
+    masked,
     model,
     sample,
     scope,
@@ -121,3 +122,34 @@ def test_what_is_conditioned_on_is_not_given_again(key):
     joint = walk.log_density({"scale": 1.0, "arm": {"steps": jnp.zeros(3)}})
     assert target.log_density({"scale": 1.0}) == joint
     assert condition(target, {"scale": 1.0}).log_density({}) == joint
+
+
+def test_densities_need_every_entry(key):
+    steps = jnp.array([0.5, 0.1, -0.5])
+    known = jnp.array([True, False, True])
+    choices = {"scale": 1.0, "arm": {"steps": masked(steps, known)}}
+    with pytest.raises(
+        AddressError, match="given everywhere, got a mask .*'arm/steps'"
+    ):
+        walk.log_density(choices)
+    whole = {"scale": 1.0, "arm": {"steps": masked(steps, known | True)}}
+    joint = walk.log_density({"scale": 1.0, "arm": {"steps": steps}})
+    assert walk.log_density(whole) == joint
+    hidden = jax.jit(walk.log_density)(choices)
+    assert hidden == -jnp.inf
+    flat = unconstrained(condition(walk, {"arm": whole["arm"]}))
+    assert flat.log_density(jnp.zeros(1)) == joint
+
+
+def test_enumeration_needs_choices_that_are_fixed_whole():
+    @model
+    def coins():
+        sample("x", dist.Bernoulli(0.3).expand([2]))
+
+    def evidence(*known):
+        data = {"x": masked(jnp.array([1, 0]), jnp.array(known))}
+        return enumerate_choices(condition(coins, data)).log_evidence
+
+    with pytest.raises(AddressError, match="everywhere or nowhere, got .* 'x'"):
+        evidence(True, False)
+    assert float(evidence(True, True)) == pytest.approx(jnp.log(0.3 * 0.7))
