@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from motes.lm_bridge.checks import check_decode
+from motes.lm_bridge.potentials.contract import difference
 from motes.ppl import Model, factor, model, sample
 
 
@@ -49,7 +51,7 @@ class NextToken(eqx.Module):
 class Text(eqx.Module):
     """A language model's text, cut at `max_tokens`, as a density on padded token ids.
 
-    What is beyond the end of a text is the first id of `eos_ids`.
+    At and beyond the end of a text stands the first id of `eos_ids`, for all of them.
 
     Attributes:
         lm: A `LanguageModel`.
@@ -87,7 +89,7 @@ def text_model(lm: Any, max_tokens: int, potential: Any = None) -> Model:
     Its density is $p_\text{LM}(y)\phi(y)$ on texts of at most `max_tokens` tokens, the
     target of `decode`: the end of a text is observed with its own probability also where
     nothing else can follow, by the factor `"end"`. The choice is an array of `max_tokens`
-    ids in which the first id of `eos_ids` stands at and beyond the end.
+    ids in which the first id of `eos_ids` stands, for all of them, at and beyond the end.
 
     Args:
         lm: A `LanguageModel`.
@@ -124,15 +126,13 @@ def _tokens_model(max_tokens: int) -> Model:
 
 
 def _walk(lm: Any, prompt: Any, max_tokens: int, potential: Any) -> Any:
-    if max_tokens < 1:
-        raise ValueError(
-            f"text_model: max_tokens must be at least 1, got {max_tokens}."
-        )
+    max_tokens = check_decode(lm, prompt, max_tokens, potential, num_prompts=1)
     ends = jnp.array(lm.eos_ids)
 
     def step(walk: _Walk, place: Array) -> tuple[_Walk, Array]:
         log_probs = lm.next_log_probs(walk.lm)[0]
-        token = sample("token", NextToken(log_probs, walk.has_ended, lm.eos_ids[0]))
+        law = NextToken(_with_one_end(log_probs, ends), walk.has_ended, lm.eos_ids[0])
+        token = sample("token", law)
         # What is no token has density zero; memories need not know of it.
         tokens = token.clip(0, log_probs.shape[0] - 1)[None]
         memory = walk.potential
@@ -140,6 +140,10 @@ def _walk(lm: Any, prompt: Any, max_tokens: int, potential: Any) -> Any:
         if potential is not None:
             left = (max_tokens - place)[None]
             increment = potential.log_increment(memory, tokens, left)[0]
+            if ends.size > 1:
+                scores = log_probs + potential.log_weights(memory, left)[0]
+                log_ends = [jax.nn.logsumexp(x[ends]) for x in (scores, log_probs)]
+                increment = jnp.where(goes_on, increment, difference(*log_ends))
             factor("potential", jnp.where(walk.has_ended, 0.0, increment))
             memory = potential.step(memory, tokens, goes_on[None])
         state = lm.append(walk.lm, tokens, goes_on[None])
@@ -152,3 +156,11 @@ def _walk(lm: Any, prompt: Any, max_tokens: int, potential: Any) -> Any:
         jnp.zeros((), jnp.int32),
     )
     return jax.lax.scan(step, start, jnp.arange(max_tokens))
+
+
+def _with_one_end(log_probs: Array, ends: Array) -> Array:
+    """Give the first id that ends a text the probability of all."""
+    if ends.size == 1:
+        return log_probs
+    log_end = jax.nn.logsumexp(log_probs[ends])
+    return log_probs.at[ends].set(-jnp.inf).at[ends[0]].set(log_end)

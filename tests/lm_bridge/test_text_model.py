@@ -6,13 +6,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pytest
 
 from motes.inference.exact import enumerate_choices
-from motes.inference.smc import derive, importance_sampling, run
-from motes.lm_bridge import Text, enumerate_posterior, load_checkpoint, text_model
-from motes.ppl import condition, factor, laws, masked, model, sample, select
+from motes.inference.smc import derive, run
+from motes.lm_bridge import TabularLM, Text, enumerate_posterior, text_model
+from motes.lm_bridge.potentials import TokenWeights
+from motes.ppl import laws, masked, select
 from tests.lm_bridge.tables import BOTH, END, KNOWN, TABLE, last_token
 from tests.statistics import assert_counts_fit, assert_log_evidence_unbiased
 
@@ -146,6 +146,65 @@ def test_regenerated_text_has_the_ratio_of_potentials_as_weight(key):
     assert free.log_density({"token": new["token"]}, PROMPT) > -jnp.inf
 
 
+def test_metropolis_by_update_leaves_the_posterior_invariant(key):
+    """Ten times, propose another token at a random place."""
+    num, codes = 20_000, np.asarray(_code(_padded(_exact().texts)))
+    keys = jax.random.split(key, 5)
+    start = jax.random.choice(
+        keys[0], _padded(_exact().texts), (num,), p=jnp.array(_exact().probabilities)
+    )
+
+    def move(tokens, uniform, place, token, key):
+        trace, _ = TEXT.generate(key, {"token": tokens}, PROMPT)
+        proposed = tokens.at[place].set(token)
+        new, log_weight, discarded = TEXT.update(key, trace, {"token": proposed})
+        accepts = jnp.log(uniform) < log_weight
+        return jnp.where(accepts, new["token"], discarded["token"])
+
+    @jax.jit
+    def moved(tokens):
+        shape = (10, num)
+        draws = (
+            jax.random.uniform(keys[1], shape),
+            jax.random.randint(keys[2], shape, 0, 4),
+            jax.random.randint(keys[3], shape, 0, 4, jnp.int32),
+            jax.random.split(keys[4], shape),
+        )
+        return jax.lax.scan(lambda t, d: (jax.vmap(move)(t, *d), None), tokens, draws)[
+            0
+        ]
+
+    end = moved(start)
+    assert 0.5 < float(jnp.mean(jnp.any(end != start, axis=1)))
+    counts = np.bincount(_code(end), minlength=256)
+    assert counts[codes].sum() == num
+    assert_counts_fit(_exact().probabilities, counts[codes])
+
+
+ROWS = np.array([[0.4, 0.1, 0.2, 0.3], [0.1, 0.5, 0.3, 0.1], [0.3, 0.4, 0.2, 0.1]])
+TWO_ENDS = TabularLM(
+    jnp.log(jnp.array([*ROWS[:2], [1e-9] * 4, [1e-9] * 4, ROWS[2]])),
+    (3, 2),
+    (b"a", b"b", b"", b""),
+)
+BY_END = TokenWeights(jnp.log(jnp.array([0.5, 1.5, 0.3, 2.0])), 4, (3, 2))
+
+
+@pytest.mark.parametrize("potential", [None, BY_END])
+def test_density_of_a_text_sums_over_the_ids_that_end_it(key, potential):
+    exact = enumerate_posterior(TWO_ENDS, potential, 3)
+    texts = exact.as_dict()
+    target = text_model(TWO_ENDS, 3, potential)
+    padded = jnp.array([[*t, *[3] * (3 - len(t))] for t in texts], jnp.int32)
+    found = jax.vmap(lambda t: target.log_density({"token": t}, PROMPT))(padded)
+    expected = np.log([*texts.values()]) + exact.log_evidence
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    total = enumerate_choices(target, PROMPT).log_evidence
+    np.testing.assert_allclose(total, exact.log_evidence, rtol=1e-6)
+    traces = jax.vmap(lambda k: target.simulate(k, PROMPT))(jax.random.split(key, 500))
+    assert not jnp.any(traces["token"] == 2)
+
+
 @pytest.mark.parametrize("num_particles", [2, 8, 32])
 def test_the_engine_filters_a_text_model(key, num_particles):
     program = derive(TEXT, {}, PROMPT)
@@ -153,84 +212,3 @@ def test_the_engine_filters_a_text_model(key, num_particles):
         jax.random.split(key, 1000)
     )
     assert_log_evidence_unbiased(_exact().log_evidence, draws)
-
-
-PROMPTS = jnp.array([[0], [1], [2]], jnp.int32)
-PRIOR = np.array([0.5, 0.3, 0.2])
-
-
-@model
-def topics():
-    topic = sample("topic", dist.Categorical(jnp.array(PRIOR)))
-    text = sample("text", Text(TABLE, PROMPTS[topic], 3))
-    # A classifier reads the text: it likes the token that the topic is about.
-    factor("classifier", 0.8 * jnp.sum(text == topic))
-    return topic
-
-
-def _topic_posterior(text):
-    """Bayes by hand, from the table."""
-    table = np.exp(np.asarray(TABLE.log_table))
-    joint = []
-    for topic in range(3):
-        last, total, ended = topic, PRIOR[topic], False
-        for token in text:
-            total *= 1.0 if ended else table[last, token]
-            last, ended = token, ended or token == 3
-        joint.append(total * np.exp(0.8 * np.sum(np.array(text) == topic)))
-    return np.array(joint) / np.sum(joint), np.log(np.sum(joint))
-
-
-@pytest.mark.parametrize("text", [[1, 1, 0], [2, 3, 3]])
-def test_posterior_of_a_latent_topic_given_its_text(key, text):
-    target = condition(topics, {"text": jnp.array(text, jnp.int32)})
-    exact, log_evidence = _topic_posterior(text)
-    found = enumerate_choices(target)
-    np.testing.assert_allclose(found.log_evidence, log_evidence, rtol=1e-6)
-    np.testing.assert_allclose(
-        np.exp(found.log_weights - found.log_evidence), exact, rtol=1e-6
-    )
-    particles = importance_sampling(key, target, 4000)
-    chosen = particles.state["topic"][:, None] == jnp.arange(3)[None, :]
-    assert float(particles.log_evidence) == pytest.approx(log_evidence, abs=0.05)
-    np.testing.assert_allclose(particles.mean(chosen), exact, atol=0.03)
-
-
-def test_posterior_of_the_topic_when_the_text_is_latent(key):
-    """Sum over all texts: the classifier alone tells topics apart."""
-    texts = [[a, b, c] for a in range(4) for b in range(4) for c in range(4)]
-    joint = np.zeros(3)
-    for text in texts:
-        if any(x == 3 and y != 3 for x, y in zip(text, text[1:], strict=False)):
-            continue
-        posterior, log_evidence = _topic_posterior(text)
-        joint += posterior * np.exp(log_evidence)
-    particles = importance_sampling(key, topics, 20_000)
-    chosen = particles.state["topic"][:, None] == jnp.arange(3)[None, :]
-    np.testing.assert_allclose(particles.mean(chosen), joint / joint.sum(), atol=0.02)
-    assert float(particles.log_evidence) == pytest.approx(np.log(joint.sum()), abs=0.03)
-
-
-def test_the_shipped_model_tells_which_prompt_a_text_continues(key):
-    found = load_checkpoint(SMALL_LM)
-    lm, tokenizer = found.lm, found.tokenizer
-    prompts = ["And the LORD said", "Mrs. Bennet was"]
-    ids = [tokenizer.encode_prompt(prompt) for prompt in prompts]
-    width = min(map(len, ids))
-    stacked = jnp.array([row[-width:] for row in ids], jnp.int32)
-    text = jnp.array(tokenizer.encode(" unto Moses, Go")[:6], jnp.int32)
-
-    @model
-    def source():
-        which = sample("which", dist.Bernoulli(0.5))
-        sample("text", Text(lm, stacked[which], text.shape[0]))
-
-    exact = []
-    for row in stacked:
-        whole = jnp.concatenate([row, text])[None]
-        exact.append(lm.log_prob(whole, jnp.full(1, whole.shape[1]), start=width)[0])
-    posterior = enumerate_choices(condition(source, {"text": text}))
-    np.testing.assert_allclose(
-        posterior.log_weights, np.array(exact) + np.log(0.5), atol=1e-3
-    )
-    assert posterior.log_weights[0] > posterior.log_weights[1] + 3.0
