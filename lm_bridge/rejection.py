@@ -63,7 +63,8 @@ def reject(
         )
 
     kept: list[Any] = []
-    budget, num_tries, missing = None, 0, num_texts
+    budget: Any = None
+    num_tries, missing = 0, num_texts
     while missing:
         if num_tries >= max_tries:
             raise RuntimeError(
