@@ -20,7 +20,7 @@ from motes.ppl.errors import (
     is_known,
     unknown_address,
 )
-from motes.ppl.nesting import Choices, check_choices, nest
+from motes.ppl.nesting import Choices, check_choices, check_name, nest
 from motes.ppl.site_table import Site, SiteTable
 
 _INDEPENDENT = type(constraints.independent(constraints.real, 1))
@@ -117,8 +117,9 @@ def _collect(call: str, node: Any, table: SiteTable, path: Path, out: Entries) -
     prefixes = {known[: len(path) + 1] for known in table}
     for name, child in node.items():
         inner = (*path, name)
-        if not isinstance(name, str) or inner not in prefixes:
-            raise unknown_address(call, tuple(map(str, inner)), _choice_paths(table))
+        if inner not in prefixes:
+            check_name(call, name)
+            raise unknown_address(call, inner, _choice_paths(table))
         _collect(call, child, table, inner, out)
 
 

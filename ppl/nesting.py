@@ -31,6 +31,19 @@ def check_choices(call: str, choices: Any) -> None:
         )
 
 
+def check_name(call: str, name: Any) -> None:
+    """Raise unless a key of a dict of choices can be the name of a site or a scope."""
+    if isinstance(name, str) and "/" not in name:
+        return
+    path = tuple(name.split("/")) if isinstance(name, str) else name
+    is_path = isinstance(path, tuple) and len(path) > 0
+    nested = repr(nest({path: ...})).replace("Ellipsis", "...") if is_path else ""
+    raise AddressError(
+        f"{call}: choices must be dicts by name, nested by scope, got the key {name!r}."
+        + (f" Write {nested}." if nested else "")
+    )
+
+
 def merge(first: Choices, second: Choices) -> Choices:
     """Return the union of two nested dicts; `second` wins where both have an address."""
     merged = dict(first)

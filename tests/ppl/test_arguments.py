@@ -153,3 +153,22 @@ def test_enumeration_needs_choices_that_are_fixed_whole():
     with pytest.raises(AddressError, match="everywhere or nowhere, got .* 'x'"):
         evidence(True, False)
     assert float(evidence(True, True)) == pytest.approx(jnp.log(0.3 * 0.7))
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        ("arm/steps", r"key 'arm/steps'. Write {'arm': {'steps': \.\.\.}}.$"),
+        (("arm", "steps"), r"got the key .* Write {'arm': {'steps': \.\.\.}}.$"),
+        (0, "must be dicts by name, nested by scope, got the key 0.$"),
+        ((), r"must be dicts by name, nested by scope, got the key \(\).$"),
+        ("steps", "'steps' must be an address .* Did you mean 'arm/steps'?"),
+    ],
+)
+def test_keys_of_choices_are_names(key, choice, words):
+    with pytest.raises(AddressError, match=words):
+        walk.generate(key, {choice: jnp.zeros(3)})
+    with pytest.raises(AddressError, match="by name, nested|must be an address"):
+        walk.generate(
+            key, {"arm": {choice + "s" if choice == "steps" else choice: 0.0}}
+        )
