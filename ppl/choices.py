@@ -69,8 +69,12 @@ def to_choices(entries: Entries) -> Choices:
     )
 
 
-def read_entries(call: str, choices: Any, table: SiteTable) -> Entries:
+def read_entries(
+    call: str, choices: Any, table: SiteTable, any_value: bool = False
+) -> Entries:
     """Check choices against the sites of a model and bring them to its dtypes.
+
+    With `any_value` they may lie outside the supports.
 
     Raises:
         AddressError: If an address is not one of the model.
@@ -80,6 +84,8 @@ def read_entries(call: str, choices: Any, table: SiteTable) -> Entries:
     check_choices(call, choices)
     entries: Entries = {}
     _collect(call, choices, table, (), entries)
+    for path, entry in () if any_value else entries.items():
+        _check_support(call, entry.value, entry.mask, table[path])
     return entries
 
 
@@ -145,9 +151,7 @@ def _read_entry(call: str, given: Any, site: Site, table: SiteTable) -> Entry:
         for x, want in zip(given_leaves, leaves, strict=True)
     ]
     mask = None if mask is None else _read_mask(call, mask, leaves, site)
-    value = jax.tree.unflatten(tree, arrays)
-    _check_support(call, value, mask, site)
-    return Entry(value, mask)
+    return Entry(jax.tree.unflatten(tree, arrays), mask)
 
 
 def _list(paths: list[Path]) -> str:

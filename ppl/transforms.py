@@ -42,11 +42,13 @@ def do(model: Model, values: Choices) -> Model:
     """Intervene: sites in `values` take these values and are no longer random.
 
     The result is a model without these addresses (Pearl's do-operator): what depends on
-    them is changed, what they depended on is not.
+    them is changed, what they depended on is not. A value may lie outside the support of
+    its site, whose density is not evaluated: a dose of zero, where doses are positive.
 
     Raises:
         AddressError: When run, if an address is not one of the model.
-        ShapeError: When run, if a value is masked or has another shape than its site.
+        ShapeError: When run, if a value has another shape or kind of dtype than its site.
+        ValueError: When run, if a value is masked.
     """
     if not isinstance(model, Model):
         raise TypeError(
@@ -57,7 +59,7 @@ def do(model: Model, values: Choices) -> Model:
 
     def intervened(*args: Any) -> Any:
         program = model.program(*args)
-        entries = read_entries("do", values, program.sites)
+        entries = read_entries("do", values, program.sites, any_value=True)
         for path, entry in entries.items():
             if entry.mask is not None:
                 raise ValueError(

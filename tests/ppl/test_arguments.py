@@ -167,8 +167,30 @@ def test_enumeration_needs_choices_that_are_fixed_whole():
 )
 def test_keys_of_choices_are_names(key, choice, words):
     with pytest.raises(AddressError, match=words):
-        walk.generate(key, {choice: jnp.zeros(3)})
-    with pytest.raises(AddressError, match="by name, nested|must be an address"):
-        walk.generate(
-            key, {"arm": {choice + "s" if choice == "steps" else choice: 0.0}}
-        )
+        unhooked(walk.generate)(key, {"scale": 1.0, choice: jnp.zeros(3)})
+
+
+@pytest.mark.parametrize("dose", [-2.0, jnp.float64(-2.0), jnp.array(-2.0), -2])
+def test_interventions_may_leave_the_support(key, dose):
+    @model
+    def trial():
+        dose = sample("dose", dist.HalfNormal(1.0))
+        return sample("effect", dist.Normal(3.0 * dose, 1.0))
+
+    density = do(trial, {"dose": dose}).log_density({"effect": -5.0})
+    assert float(density) == pytest.approx(dist.Normal(0.0, 1.0).log_prob(1.0))
+    with pytest.raises(ValueError, match="generate: a value must lie in the support"):
+        trial.generate(key, {"dose": dose})
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (jnp.zeros(2), ShapeError, r"do: a value must have shape \(\), got \(2,\)"),
+        (1j, ShapeError, "do: a value must have dtype float64, got complex128"),
+        (masked(1.0, True), ValueError, "do: values must not be masked"),
+    ],
+)
+def test_interventions_have_the_shape_of_their_site(key, value, error, words):
+    with pytest.raises(error, match=words):
+        do(walk, {"scale": value}).simulate(key)
