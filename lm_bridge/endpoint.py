@@ -8,7 +8,7 @@ not be had ends in one `EndpointError` that carries everything that was finished
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -96,6 +96,7 @@ class Endpoint:
         seed: int,
         stop: Sequence[str] = (),
         finished: Sequence[Completion | None] | None = None,
+        keep: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
         """Draw one text for each prompt.
 
@@ -108,6 +109,8 @@ class Endpoint:
             seed: Of the texts and of the pauses.
             stop: Strings that end a text.
             finished: From an `EndpointError`: what need not be asked for again.
+            keep: Called with the index of a prompt and its text as soon as that is
+                there, in one of the threads that ask.
 
         Raises:
             EndpointError: If a prompt fails for good; it carries what was finished.
@@ -132,10 +135,13 @@ class Endpoint:
             }  # fmt: skip
             body |= {"stop": list(stop)} if stop else {}
             try:
-                results[n] = self._ask(client, body, pace, failed)
+                results[n] = found = self._ask(client, body, pace, failed)
             except _Fault as fault:
                 faults[n] = fault
                 failed.set()
+                return
+            if keep is not None:
+                keep(n, found)
 
         # Reading the certificates takes longer than a request on this machine.
         is_safe = self.base_url.startswith("https")

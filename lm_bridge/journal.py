@@ -7,6 +7,7 @@ asking restores it bit for bit; read `remote.py` for the run.
 
 import json
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ class Journal:
     def __init__(self, file: str | os.PathLike | None, run: dict[str, Any]) -> None:
         self._file = None if file is None else Path(file)
         self._answers: dict[tuple[int, int], tuple[str, Completion]] = {}
+        self._lock = threading.Lock()
         if self._file is None:
             return
         lines = _whole_lines(self._file)
         if not lines:
-            self._write([run])
+            self._write(run)
             return
         try:
             if lines[0] != json.loads(json.dumps(run)):
@@ -58,29 +60,18 @@ class Journal:
                 )
         return [None if pair is None else pair[1] for pair in found]
 
-    def add(
-        self, step: int, prompts: Sequence[str], answers: Sequence[Completion | None]
-    ) -> None:
-        """Keep the answers that are new."""
-        places = [
-            n
-            for n, answer in enumerate(answers)
-            if answer is not None and (step, n) not in self._answers
-        ]
-        lines = []
-        for n in places:
-            answer = answers[n]
-            assert answer is not None
-            self._answers[step, n] = prompts[n], answer
-            prompt = {"step": step, "particle": n, "prompt": prompts[n]}
-            lines.append(prompt | {"answer": answer._asdict()})
-        self._write(lines)
+    def add(self, step: int, particle: int, prompt: str, answer: Completion) -> None:
+        """Keep an answer; threads may add at the same time."""
+        line = {"step": step, "particle": particle, "prompt": prompt}
+        with self._lock:
+            self._answers[step, particle] = prompt, answer
+            self._write(line | {"answer": answer._asdict()})
 
-    def _write(self, lines: list[dict[str, Any]]) -> None:
-        if self._file is None or not lines:
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._file is None:
             return
         with self._file.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(line) + "\n" for line in lines)
+            stream.write(json.dumps(line) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
 

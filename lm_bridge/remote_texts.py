@@ -137,17 +137,22 @@ class RemoteTexts:
         # One draw more than the limit: that one must be the end.
         most = min(self.unit_tokens, self.limit + 1 - int(state.lengths[grows].min()))
         seed, fault = int(jax.random.randint(key, (), 0, 2**31 - 1)), ""
+        is_spelled = bool(self.unit_ends)
+
+        def keep(n: int, answer: Completion) -> None:
+            if not _fault(answer, most, is_spelled):
+                self.journal.add(self.steps, n, prompts[n], answer)
+
         answers: list[Completion | None]
         try:
-            answers = [*self.endpoint.complete(prompts, most, seed, finished=known)]
+            answers = [*self.endpoint.complete(prompts, most, seed, (), known, keep)]
         except EndpointError as error:
             answers, fault = error.finished, error.fault
         answers = [a if g else None for a, g in zip(answers, grows, strict=True)]
         for n, answer in enumerate(answers):
-            wrong = "" if answer is None else _fault(answer, most, bool(self.unit_ends))
+            wrong = "" if answer is None else _fault(answer, most, is_spelled)
             if wrong:
                 answers[n], fault = None, fault or f"prompt {n}: {wrong}"
-        self.journal.add(self.steps, prompts, answers)
         found = [answer for answer in answers if answer is not None]
         if fault:
             raise EndpointError(

@@ -143,6 +143,19 @@ def test_a_checkpoint_asks_only_for_what_is_missing(server, tmp_path):
     assert not server.seen
 
 
+def test_answers_are_kept_as_they_arrive(server, tmp_path):
+    """A run that is killed in the midst of a step loses no answer."""
+    file, kept = tmp_path / "answers", []
+
+    def note(body, attempt):
+        kept.append(len(file.read_text().splitlines()))
+
+    server.fault = note
+    one_by_one = server.endpoint(max_concurrency=1)
+    found = draw(jax.random.key(3), one_by_one, **STEER, checkpoint=file)
+    assert kept == list(range(1, found.budget.requests + 1))
+
+
 def test_checkpoints_of_other_runs_are_refused(server, tmp_path):
     file = tmp_path / "answers"
     again = partial(draw, endpoint=server.endpoint(), checkpoint=file)
