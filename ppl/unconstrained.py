@@ -15,7 +15,7 @@ from numpyro.distributions import biject_to
 
 from motes.ppl.choices import Entry, is_whole, read_entries
 from motes.ppl.densities import is_distribution
-from motes.ppl.errors import AddressError, Path, format_path
+from motes.ppl.errors import AddressError, Path, ShapeError, describe, format_path
 from motes.ppl.handlers import LogDensity
 from motes.ppl.interpreter import Answer, tally
 from motes.ppl.model import Model
@@ -79,12 +79,16 @@ class Unconstrained:
     _unravel: Any
 
     def log_density(self, position: Float[Array, " D"]) -> Float[Array, ""]:
-        """Return the log density of a position, in nats, Jacobian included."""
-        return self._run(position)[1].tally.log_density
+        """Return the log density of a position, in nats, Jacobian included.
+
+        Raises:
+            ShapeError: If `position` is not one vector of `num_dims` real numbers.
+        """
+        return self._run("log_density", position)[1].tally.log_density
 
     def constrain(self, position: Float[Array, " D"]) -> Choices:
         """Return the choices at a position."""
-        records = self._run(position)[1].records
+        records = self._run("constrain", position)[1].records
         return nest({path: entry.value for path, entry in records.items()})
 
     def unconstrain(self, choices: Choices) -> Float[Array, " D"]:
@@ -95,10 +99,21 @@ class Unconstrained:
 
     def unravel(self, position: Float[Array, " D"]) -> Choices:
         """Return the unconstrained value of each address."""
-        return nest(self._unravel(position))
+        return nest(self._values("unravel", position))
 
-    def _run(self, position: Array) -> Any:
-        free = {path: Free(u) for path, u in self._unravel(position).items()}
+    def _values(self, call: str, position: Any) -> dict[Path, Array]:
+        position = jnp.asarray(position)
+        is_real = not jnp.issubdtype(position.dtype, jnp.complexfloating)
+        if position.shape != (self.num_dims,) or not is_real:
+            raise ShapeError(
+                f"{call}: position must be one vector of {self.num_dims} real numbers, got "
+                f"{describe(position)}. Map over several with jax.vmap."
+            )
+        return self._unravel(position.astype(jnp.result_type(float, position)))
+
+    def _run(self, call: str, position: Any) -> Any:
+        values = self._values(call, position)
+        free = {path: Free(u) for path, u in values.items()}
         fixed = _fixed_entries(self.target, self._program)
         return self._program.run(Constrain(), None, {**fixed, **free}, self.args)
 

@@ -194,3 +194,25 @@ def test_interventions_may_leave_the_support(key, dose):
 def test_interventions_have_the_shape_of_their_site(key, value, error, words):
     with pytest.raises(error, match=words):
         do(walk, {"scale": value}).simulate(key)
+
+
+@pytest.mark.parametrize(
+    ("position", "words"),
+    [
+        (jnp.zeros(3), r"vector of 4 real numbers, got float64\[3\]. Map over"),
+        (jnp.zeros((4, 1)), r"got float64\[4, 1\]. Map over several"),
+        (jnp.zeros(()), "got Array"),
+        (1j * jnp.zeros(4), r"got complex128\[4\]"),
+    ],
+)
+def test_positions_have_the_size_of_the_target(position, words):
+    target = unconstrained(walk)
+    for name in ("log_density", "constrain", "unravel"):
+        with pytest.raises(ShapeError, match=f"{name}: position must be .*{words}"):
+            unhooked(getattr(target, name))(position)
+
+
+def test_positions_may_be_integers():
+    target = unconstrained(walk)
+    whole = unhooked(target.log_density)(jnp.arange(4))
+    assert whole == target.log_density(jnp.arange(4.0))
