@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from motes.inference.smc.particles import Particles
+from motes.inference.smc.proposals import check_models
 from motes.ppl import Choices, Model, jaxprs, merge, vmap_lanes
 from motes.ppl.choices import nest, read_entries, to_choices
 from motes.ppl.errors import Path
@@ -182,7 +183,8 @@ def derive(model: Model, constraints: Choices, *args: Any) -> Derived:
     """Build the filter of a state-space model from the model itself.
 
     The model must have one top-level `lax.scan` of sites: its time axis. Constraints on
-    sites in the scan are used step by step, so `run` conditions on them one at a time.
+    sites in the scan are used step by step, so `run` conditions on them one at a time. The
+    steps, and what is collected of them, come in the order in which the scan runs.
 
     Args:
         model: An ordinary generative model.
@@ -194,6 +196,7 @@ def derive(model: Model, constraints: Choices, *args: Any) -> Derived:
             unknown address.
         ShapeError: If a constraint has another shape than its site.
     """
+    check_models("derive", model=model)
     time = time_axis(model, *args)
     entries = read_entries("derive", constraints, time.program.sites)
     inside = {path: entries[path] for path in time.paths if path in entries}

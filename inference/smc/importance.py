@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from motes.inference.smc.particles import Particles, from_log_weights, raise_if_dead
-from motes.inference.smc.proposals import generate_from
+from motes.inference.smc.proposals import check_models, generate_from
 from motes.inference.smc.resampling import Resampler, systematic
 from motes.ppl import Conditioned, Model, vmap_lanes
 from motes.ppl.errors import check_count, check_key
@@ -53,6 +53,9 @@ def importance_sampling(
     check_key("importance_sampling", key)
     num_particles = check_count("importance_sampling", "num_particles", num_particles)
     target = as_target("importance_sampling", target)
+
+    if proposal is not None:
+        check_models("importance_sampling", proposal=proposal)
 
     def lane() -> Any:
         if proposal is None:

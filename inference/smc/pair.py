@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from motes.inference.smc.feynman_kac import FeynmanKac
-from motes.inference.smc.proposals import generate_from
+from motes.inference.smc.proposals import check_models, generate_from
 from motes.ppl import Choices, Model, ShapeError, vmap_lanes
 
 
@@ -126,6 +126,7 @@ def bootstrap(
     References:
         Gordon, Salmond and Smith (1993); Chopin and Papaspiliopoulos (2020), Section 10.3.
     """
+    check_models("bootstrap", initial=initial, transition=transition)
     data = _split("bootstrap", observations, covariates)
     return Pair(*data[:2], parameters, initial, transition, data[2])
 
@@ -164,6 +165,10 @@ def guided(
     References:
         Chopin and Papaspiliopoulos (2020), Algorithm 10.3.
     """
+    models = {"initial": initial, "transition": transition, "proposal": proposal}
+    if first_proposal is not None:
+        models["first_proposal"] = first_proposal
+    check_models("guided", **models)
     data = _split("guided", observations, covariates)
     return Guided(
         *data[:2],
@@ -190,6 +195,11 @@ def auxiliary(program: Pair, score: Callable) -> Auxiliary:
     References:
         Pitt and Shephard (1999); Chopin and Papaspiliopoulos (2020), Algorithm 10.6.
     """
+    if not isinstance(program, Pair):
+        raise TypeError(
+            "auxiliary: program must be a bootstrap or guided filter, got "
+            f"{type(program).__name__}."
+        )
     return Auxiliary(program, score)
 
 

@@ -4,12 +4,14 @@ The weight is $p(x, y)/q(x)$. A choice that was proposed but that the model did 
 as its branch was not taken, counts in neither density. Read `importance.py` and `pair.py`.
 """
 
+from typing import Any
+
 import jax
 from jaxtyping import Array, Key
 
 from motes.ppl import AddressError, Choices, Model, Trace, merge, select
 from motes.ppl.choices import Entry, read_entries, to_choices
-from motes.ppl.errors import format_path, unknown_address
+from motes.ppl.errors import describe, format_path, unknown_address
 from motes.ppl.site_table import SiteTable
 
 
@@ -34,6 +36,16 @@ def generate_from(
     proposed = proposal.simulate(propose_key, *given)
     trace, log_weight = model.generate(key, merge(proposed.choices, observed), *args)
     return trace, log_weight - _log_density(proposal, proposed, sites, trace)
+
+
+def check_models(call: str, **models: Any) -> None:
+    """Raise `TypeError` unless all are models."""
+    for name, value in models.items():
+        if not isinstance(value, Model):
+            raise TypeError(
+                f"{call}: {name} must be a model, got {describe(value)}. Decorate a "
+                "function with @model; what is observed is an argument of its own."
+            )
 
 
 def _check(call: str, proposed: SiteTable, sites: SiteTable, observed: Choices) -> None:

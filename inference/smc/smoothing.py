@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from motes.inference.smc.derived import Derived
+from motes.inference.smc.derived import Derived, TimeState
 from motes.inference.smc.particles import Particles
 from motes.inference.smc.transition import log_transition_of
-from motes.ppl.errors import check_count
+from motes.ppl.errors import check_count, describe
 
 
 class History(NamedTuple):
@@ -146,8 +146,18 @@ def _transition(
     key: Array, history: History, given: Any
 ) -> tuple[Callable[[Any, Any, Any], Array], Any, History]:
     """Return the transition, its inputs by step, and the history with final weights."""
+    if not isinstance(given, Derived) and not callable(given):
+        raise TypeError(
+            "backward_sampling: log_transition must be a function of two states or a "
+            f"program of derive, got {describe(given)}."
+        )
     if not isinstance(given, Derived):
         return lambda x, y, _: given(x, y), None, history
+    if not isinstance(history.values, TimeState):
+        raise TypeError(
+            "backward_sampling: history must hold the states of the derived program, as "
+            f"keep_history collects them, got {type(history.values).__name__}."
+        )
     last = jax.tree.map(lambda x: x[-1], history.values)
     log_weights = history.log_weights.at[-1].add(given.finish(key, last))
     inputs = jax.tree.map(lambda x: x[1:], given.inputs)

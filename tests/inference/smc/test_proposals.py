@@ -6,9 +6,18 @@ import numpyro.distributions as dist
 import pytest
 
 from motes.inference.exact import enumerate_choices
-from motes.inference.smc import guided, importance_sampling, run
+from motes.inference.smc import (
+    auxiliary,
+    bootstrap,
+    derive,
+    guided,
+    importance_sampling,
+    run,
+)
 from motes.ppl import condition, factor, masked, model, plate, sample, scope
 from motes.ppl.errors import AddressError
+from tests.hook import unhooked
+from tests.oracles import AR1_Y, ar1
 from tests.statistics import assert_log_evidence_unbiased, assert_mean_is
 
 
@@ -136,3 +145,23 @@ def test_what_is_no_proposal_is_refused(key, proposal, error, words):
     program = guided(first, step, proposal, {"y": jnp.array([0, 1])})
     with pytest.raises(error, match=words):
         run(key, program, 4)
+
+
+def test_filters_are_made_of_models(key):
+    data, plain = {"y": jnp.array([0, 1])}, step.simulate
+    with pytest.raises(
+        TypeError, match="bootstrap: initial must be a model, got <bound"
+    ):
+        unhooked(bootstrap)(plain, step, data)
+    with pytest.raises(TypeError, match="guided: proposal must be a model"):
+        unhooked(guided)(first, step, plain, data)
+    with pytest.raises(TypeError, match="guided: first_proposal must be a model"):
+        unhooked(guided)(first, step, of_data, data, first_proposal=plain)
+    with pytest.raises(TypeError, match="derive: model must be a model, got Condit"):
+        unhooked(derive)(condition(ar1, {"y": AR1_Y}), {}, 10)
+    with pytest.raises(
+        TypeError, match="importance_sampling: proposal must be a model"
+    ):
+        unhooked(importance_sampling)(key, first, 3, proposal=plain)
+    with pytest.raises(TypeError, match="bootstrap or guided filter, got Derived"):
+        unhooked(auxiliary)(derive(ar1, {"y": AR1_Y}, 10), lambda x, y: 0.0)

@@ -21,6 +21,7 @@ from motes.inference.smc import (
 )
 from motes.inference.smc.transition import log_transition_of
 from motes.ppl import AddressError, masked, model, sample
+from tests.hook import unhooked
 from tests.oracles import AR1, AR1_Y, ar1, ar1_initial, ar1_transition
 from tests.statistics import assert_mean_is
 
@@ -107,6 +108,16 @@ def test_bad_arguments_are_refused(key):
         fixed_lag(history, -1)
     with pytest.raises(ValueError, match="num_paths must be at least 1, got 0"):
         backward_sampling(key, history, log_transition, 0)
+
+
+def test_what_gives_no_transition_is_refused(key):
+    _, history = run(key, PROGRAM, 5, collect=keep_history)
+    with pytest.raises(
+        TypeError, match="function of two states or a program of derive"
+    ):
+        unhooked(backward_sampling)(key, history, PROGRAM, 3)
+    with pytest.raises(TypeError, match="must hold the states of the derived program"):
+        backward_sampling(key, history, DERIVED, 3)
 
 
 def test_a_derived_step_gives_its_transition_density(key):
