@@ -26,6 +26,7 @@ from motes.inference.smc import (
 from motes.lm_bridge.endpoint import Endpoint, EndpointError
 from motes.lm_bridge.journal import Journal
 from motes.lm_bridge.remote_texts import LogScore, RemoteBudget, RemoteTexts
+from motes.ppl.errors import check_count
 
 
 class RemoteDecoded(NamedTuple):
@@ -102,11 +103,11 @@ def decode_remote(
         EndpointError: If an answer can not be had; its `particles` are a `RemoteDecoded`.
         DeadParticles: If no text can go on.
     """
-    counts = {"num_particles": num_particles, "max_tokens": max_tokens}
-    for name, count in (counts | {"tokens_per_step": tokens_per_step}).items():
-        if count < 1:
-            raise ValueError(f"decode_remote: {name} must be at least 1, got {count}.")
-    settings = counts | {"prompt": prompt, "tokens_per_step": tokens_per_step}
+    num_particles = check_count("decode_remote", "num_particles", num_particles)
+    max_tokens = check_count("decode_remote", "max_tokens", max_tokens)
+    tokens_per_step = check_count("decode_remote", "tokens_per_step", tokens_per_step)
+    settings = {"num_particles": num_particles, "max_tokens": max_tokens}
+    settings |= {"prompt": prompt, "tokens_per_step": tokens_per_step}
     settings |= {"unit_ends": list(unit_ends), "model": endpoint.model}
     journal = Journal(
         checkpoint, {"key": np.asarray(jax.random.key_data(key)).tolist()} | settings

@@ -112,7 +112,10 @@ class RemoteTexts:
 
     def step(self, key: Key[Array, ""], state: TextState, inputs: Any) -> Any:
         """Extend each text that grows by one unit; weigh it by the change of its score."""
+        self.steps += 1
         grows = _growing(state)
+        if not grows.any():  # as when resampling left ended texts alone
+            return state, jnp.zeros(grows.shape)
         answers = self._ask(key, state, grows)
         texts, lengths, finished, scores = (leaf.copy() for leaf in state)
         for n in np.flatnonzero(grows):
@@ -130,7 +133,6 @@ class RemoteTexts:
         self, key: Key[Array, ""], state: TextState, grows: np.ndarray
     ) -> list[Any]:
         """Return an answer for each text that grows; from the journal where it has one."""
-        self.steps += 1
         prompts = [self.prompt + text for text in state.texts]
         known = self.journal.find(self.steps, prompts)
         known = [a if g else NOT_ASKED for a, g in zip(known, grows, strict=True)]

@@ -36,11 +36,22 @@ def both(text, finished):
     return -np.inf if "cc" in text else 0.7 * text.count("b")
 
 
+def twist(text, finished):
+    """A twist that longer texts weigh less by, until they end."""
+    return 0.0 if finished else -0.4 * len(text)
+
+
 def ends_in_b(text, finished):
     return -np.inf if finished and not text.endswith("b") else 0.0
 
 
-SCORES = {"none": None, "never cc, likes b": both, "ends in b": ends_in_b}
+KNOWN = KNOWN | {"twist": KNOWN["none"]}
+SCORES = {
+    "none": None,
+    "twist": twist,
+    "never cc, likes b": both,
+    "ends in b": ends_in_b,
+}
 draw = partial(decode_remote, prompt=PROMPT, max_tokens=4, resample=RESAMPLE)
 
 
@@ -56,6 +67,7 @@ def same(found, expected):
         ("none", {"tokens_per_step": 2}),
         ("never cc, likes b", {"tokens_per_step": 2, "ess_threshold": 0.9}),
         ("ends in b", {"tokens_per_step": 1, "ess_threshold": 1.0}),
+        ("twist", {"tokens_per_step": 1, "ess_threshold": 1.0}),
         ("never cc, likes b", {"tokens_per_step": 5, "unit_ends": ("b", "ca")}),
     ],
 )
@@ -214,6 +226,16 @@ def test_a_token_for_the_end_is_not_counted(server):
     server.fault = with_end
     found = draw(jax.random.key(3), server.endpoint(), **STEER)
     same(found._replace(budget=plain.budget), plain)
+
+
+def test_resampling_may_leave_ended_texts_alone(server):
+    for seed in range(6):
+        found = draw(
+            jax.random.key(seed), server.endpoint(), num_particles=6,
+            tokens_per_step=1, ess_threshold=1.0,
+            log_score=lambda text, finished: 0.0 if finished else -20.0 * len(text),
+        )  # fmt: skip
+        assert found.finished.all() and found.budget.steps == found.ess.size
 
 
 def test_dead_ends_say_where_and_what(server):
