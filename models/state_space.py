@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from motes.ppl import Model, model, sample
+from motes.ppl.errors import check_count
 
 
 @runtime_checkable
@@ -85,7 +86,9 @@ def state_space(
         return step(move(state, parameters), parameters)
 
     @model
-    def chain(num_steps: int, parameters: Any) -> Any:
+    def chain(num_steps: Any, parameters: Any) -> Any:
+        num_steps = check_count("chain", "num_steps", num_steps, least=0)
+
         def body(state: Any, t: Any) -> tuple[Any, None]:
             later = move(state, parameters)
             return step(_choose(t == 0, first(parameters), later), parameters), None

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key
 from numpyro.distributions import constraints
 
 from motes.inference.exact.missing import OrMissing
+from motes.ppl.errors import check_count
 
 
 class LinearGaussian(eqx.Module):
@@ -43,6 +44,9 @@ class LinearGaussian(eqx.Module):
     num_steps: int = eqx.field(static=True)
     transition_offset: Any = None
     observation_offset: Any = None
+
+    def __check_init__(self) -> None:
+        check_count("LinearGaussian", "num_steps", self.num_steps)
 
     @property
     def support(self) -> Any:
