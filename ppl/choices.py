@@ -18,6 +18,7 @@ from motes.ppl.errors import (
     ShapeError,
     format_path,
     is_known,
+    read_array,
     unknown_address,
 )
 from motes.ppl.nesting import Choices, check_choices, check_name, nest
@@ -90,17 +91,21 @@ def read_entries(
 
 
 def require_all(call: str, entries: Entries, table: SiteTable) -> None:
-    """Raise unless every site that is always made has a value everywhere."""
+    """Raise unless every site that is always made has a value."""
     for path, site in table.items():
-        if site.is_factor or site.conditional:
-            continue
-        if path not in entries:
+        if not (site.is_factor or site.conditional or path in entries):
             raise AddressError(
                 f"{call}: choices must give every address, got none at address "
                 f"{format_path(path)!r}. Use generate to fill in what is missing."
             )
-        mask = entries[path].mask
-        if mask is not None and is_known(mask) and not is_whole(entries[path]):
+
+
+def require_whole(call: str, entries: Entries, table: SiteTable) -> None:
+    """Raise if a site that is always made is known to have a value only in part."""
+    for path, entry in entries.items():
+        if table[path].conditional or entry.mask is None or not is_known(entry.mask):
+            continue
+        if not is_whole(entry):
             raise AddressError(
                 f"{call}: choices must be given everywhere, got a mask that is not true "
                 f"throughout at address {format_path(path)!r}. Use generate to fill in "
@@ -169,7 +174,7 @@ def _match_tree(call: str, value: Any, tree: Any, site: Site) -> list[Any]:
 
 
 def _read_array(call: str, given: Any, want: Any, site: Site) -> jax.Array:
-    array = jnp.asarray(given)
+    array = read_array(call, "a value", given, format_path(site.path))
     if array.shape != want.shape:
         raise ShapeError(
             f"{call}: a value must have shape {want.shape}, got {array.shape} at "

@@ -16,7 +16,7 @@ from jax.interpreters import ad, mlir
 
 from motes.ppl import jaxprs
 from motes.ppl.densities import check_density, pack, value_shape
-from motes.ppl.errors import AddressError, Path, ShapeError, format_path
+from motes.ppl.errors import AddressError, Path, ShapeError, format_path, read_array
 from motes.ppl.plates import native_vmap_error
 
 jaxprs.hide_frames(__file__)
@@ -81,9 +81,16 @@ def factor(address: str, log_weight: Any) -> None:
 
     Raises:
         ShapeError: If `log_weight` is not a scalar.
+        TypeError: If it is not a real number.
     """
     _check_name("factor", address)
-    log_weight = jnp.asarray(log_weight, jnp.result_type(float, log_weight))
+    log_weight = read_array("factor", "log_weight", log_weight, address)
+    if jnp.issubdtype(log_weight.dtype, jnp.complexfloating):
+        raise TypeError(
+            f"factor: log_weight must be real, got {log_weight.dtype} at address "
+            f"{address!r}."
+        )
+    log_weight = log_weight.astype(jnp.result_type(float, log_weight))
     if log_weight.shape != ():
         raise ShapeError(
             f"factor: log_weight must be a scalar, got shape {log_weight.shape} at "

@@ -50,6 +50,17 @@ def unknown_address(call: str, path: Path, known: Iterable[Path]) -> AddressErro
     )
 
 
+def read_path(call: str, address: Any) -> Path:
+    """Read an address: a name, a tuple of names, or names joined by `/`."""
+    path = address.split("/") if isinstance(address, str) else address
+    if isinstance(path, list | tuple) and all(isinstance(name, str) for name in path):
+        return tuple(path)
+    raise TypeError(
+        f"{call}: an address must be a name, a path of names or 'scope/name', got "
+        f"{describe(address)}."
+    )
+
+
 def check_count(call: str, name: str, value: Any, least: int = 1) -> int:
     """Return a whole number that is known when tracing; refuse all else."""
     try:
@@ -62,6 +73,17 @@ def check_count(call: str, name: str, value: Any, least: int = 1) -> int:
     if count < least:
         raise ValueError(f"{call}: {name} must be at least {least}, got {count}.")
     return count
+
+
+def read_array(call: str, name: str, value: Any, address: str) -> jax.Array:
+    """Return a value at an address as an array; refuse what is none."""
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{call}: {name} must be an array, got {describe(value)} at address "
+            f"{address!r}."
+        ) from None
 
 
 def check_key(call: str, key: Any) -> jax.Array:

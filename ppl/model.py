@@ -19,13 +19,14 @@ from motes.ppl.choices import (
     Entry,
     read_entries,
     require_all,
+    require_whole,
     to_choices,
 )
 from motes.ppl.effects import scope
-from motes.ppl.errors import Path, check_key
-from motes.ppl.nesting import Choices, nest
+from motes.ppl.errors import Path, check_key, describe
+from motes.ppl.nesting import Choices
 from motes.ppl.program import Program, ProgramCache
-from motes.ppl.selection import Selection, as_selection
+from motes.ppl.selection import as_selection
 from motes.ppl.structure import Sites, sites
 from motes.ppl.trace import Trace
 
@@ -102,6 +103,7 @@ class Model:
         program = self.program(*args)
         given = read_entries("log_density", choices, program.sites)
         require_all("log_density", given, program.sites)
+        require_whole("log_density", given, program.sites)
         return program.run(handlers.LogDensity(), key, given, args)[1].tally.log_density
 
     def generate(
@@ -143,6 +145,7 @@ class Model:
             values that were replaced or are no longer made.
         """
         key = check_key("update", key)
+        _check_trace("update", trace)
         args = new_args or trace.args
         program = self.program(*args)
         new = read_entries("update", constraints, program.sites)
@@ -171,9 +174,11 @@ class Model:
             selection: A `Selection`, an address, or addresses; scopes select all inside.
         """
         key = check_key("regenerate", key)
+        _check_trace("regenerate", trace)
         program = self.program(*trace.args)
         chosen = as_selection("regenerate", selection, program.sites)
         old = _old_entries(trace, program)
+        require_all("regenerate", old, program.sites)
         handler = handlers.Regenerate(chosen)
         value, outcome = program.run(handler, key, old, trace.args)
         kept = {
@@ -189,10 +194,12 @@ class Model:
         self, trace: Trace, selection: Any, key: Key[Array, ""] | None = None
     ) -> Float[Array, ""]:
         """Return the log density, in nats, of the selected choices given their parents."""
+        _check_trace("project", trace)
         program = self.program(*trace.args)
         chosen = as_selection("project", selection, program.sites)
         handler = handlers.Project(chosen)
         given = _old_entries(trace, program)
+        require_all("project", given, program.sites)
         return program.run(handler, key, given, trace.args)[1].tally.log_weight
 
 
@@ -209,7 +216,17 @@ def model(fun: Callable) -> Model:
         >>> coin.simulate(jax.random.key(0), 10)["flips"].shape
         (10,)
     """
+    if not callable(fun):
+        raise TypeError(f"model: fun must be a function, got {describe(fun)}.")
     return Model(fun)
+
+
+def _check_trace(call: str, trace: Any) -> None:
+    if not isinstance(trace, Trace):
+        raise TypeError(
+            f"{call}: trace must be a Trace, as simulate and generate return it, got "
+            f"{describe(trace)}."
+        )
 
 
 def _trace(value: Any, outcome: Any, args: tuple) -> Trace:
@@ -276,6 +293,3 @@ def _or_prefix(first: Any, second: Any) -> Any:
 
 def _fit(mask: Any, other: Any) -> Any:
     return mask.reshape(mask.shape + (1,) * (other.ndim - mask.ndim))
-
-
-__all__ = ["Model", "Proposal", "Selection", "model", "nest"]

@@ -118,7 +118,14 @@ def _lane_shape(leaf: Any, is_mapped: bool) -> Any:
 
 def _lane_count(leaves: list, axes: list, axis_size: int | None) -> int:
     pairs = zip(leaves, axes, strict=True)
-    sizes = {jnp.shape(x)[axis] for x, axis in pairs if axis is not None}
+    mapped = [(jnp.shape(x), axis) for x, axis in pairs if axis is not None]
+    for shape, axis in mapped:
+        if not -len(shape) <= axis < len(shape):
+            raise ShapeError(
+                f"vmap: a mapped argument must have axis {axis}, got shape {shape}. Give "
+                "None in in_axes to map over none of its axes."
+            )
+    sizes = {shape[axis] for shape, axis in mapped}
     if axis_size is not None:
         sizes.add(axis_size)
     if len(sizes) != 1:

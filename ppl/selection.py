@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from motes.ppl.errors import Path, unknown_address
+from motes.ppl.errors import Path, read_path, unknown_address
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Selection:
 
 def select(*addresses: Any) -> Selection:
     """Select sites or scopes by name, by path (a tuple), or by `"scope/name"`."""
-    return Selection(frozenset(_path(address) for address in addresses))
+    return Selection(frozenset(read_path("select", address) for address in addresses))
 
 
 def as_selection(call: str, given: Any, known: Iterable[Path]) -> Selection:
@@ -36,19 +36,16 @@ def as_selection(call: str, given: Any, known: Iterable[Path]) -> Selection:
 
     Raises:
         AddressError: If an address names neither a site nor a scope.
+        TypeError: If it is none.
     """
     if isinstance(given, Selection):
         selection = given
-    elif isinstance(given, str | tuple):
-        selection = select(given)
     else:
-        selection = select(*given)
+        many = isinstance(given, Iterable) and not isinstance(given, str | tuple)
+        addresses = given if many else (given,)
+        selection = Selection(frozenset(read_path(call, x) for x in addresses))
     known = list(known)
     for path in selection.paths:
         if not any(site[: len(path)] == path for site in known):
             raise unknown_address(call, path, known)
     return selection
-
-
-def _path(address: Any) -> Path:
-    return tuple(address.split("/")) if isinstance(address, str) else tuple(address)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from motes.ppl.choices import Masked
-from motes.ppl.errors import AddressError
+from motes.ppl.errors import AddressError, read_path
 from motes.ppl.nesting import Choices
 
 
@@ -37,7 +37,7 @@ class Trace:
 
     def __getitem__(self, address: str | tuple[str, ...]) -> Any:
         """Return the value at an address, or the choices in a scope."""
-        path = tuple(address.split("/")) if isinstance(address, str) else tuple(address)
+        path = read_path("trace", address)
         node: Any = self.choices
         for name in path:
             if not isinstance(node, dict) or name not in node:

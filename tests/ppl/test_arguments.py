@@ -12,10 +12,12 @@ from motes.ppl import (
     ShapeError,
     condition,
     do,
+    factor,
     masked,
     model,
     sample,
     scope,
+    select,
     unconstrained,
     vmap,
 )
@@ -216,3 +218,64 @@ def test_positions_may_be_integers():
     target = unconstrained(walk)
     whole = unhooked(target.log_density)(jnp.arange(4))
     assert whole == target.log_density(jnp.arange(4.0))
+
+
+@pytest.mark.parametrize("selection", [None, 0, [0], ("scale", 0), lambda path: True])
+def test_selections_are_addresses(key, selection):
+    trace = walk.simulate(key)
+    words = "an address must be a name, a path of names or 'scope/name', got"
+    for name, arguments in {"regenerate": (key, trace), "project": (trace,)}.items():
+        with pytest.raises(TypeError, match=f"{name}: {words}"):
+            getattr(walk, name)(*arguments, selection)
+    with pytest.raises(TypeError, match=f"select: {words}"):
+        select(selection)
+    if not isinstance(selection, list):
+        with pytest.raises(TypeError, match=f"trace: {words}"):
+            unhooked(trace.__getitem__)(selection)
+
+
+def test_traces_are_those_of_the_model(key):
+    trace, other = walk.simulate(key), model(normal).simulate(key)
+    calls = {
+        "update": lambda trace: unhooked(walk.update)(key, trace, {}),
+        "regenerate": lambda trace: unhooked(walk.regenerate)(key, trace, "scale"),
+        "project": lambda trace: unhooked(walk.project)(trace, "scale"),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"{name}: trace must be a Trace, .*, got"):
+            call(trace.choices)
+    for name in ("regenerate", "project"):
+        with pytest.raises(AddressError, match=f"{name}: .* none at address 'scale'"):
+            calls[name](other)
+
+
+def test_models_are_made_of_functions():
+    with pytest.raises(TypeError, match="model: fun must be a function, got None"):
+        unhooked(model)(None)
+
+
+@pytest.mark.parametrize(
+    ("log_weight", "words"),
+    [
+        ("heavy", "log_weight must be an array, got 'heavy' at address 'f'"),
+        (None, "log_weight must be an array, got None at address 'f'"),
+        (1j, "log_weight must be real, got complex128 at address 'f'"),
+    ],
+)
+def test_factors_are_real(key, log_weight, words):
+    with pytest.raises(TypeError, match=f"factor: {words}"):
+        model(lambda: factor("f", log_weight)).simulate(key)
+
+
+@pytest.mark.parametrize("value", [None, "text", {"b": 1.0}, [[1.0], [2.0, 3.0]]])
+def test_values_are_arrays(key, value):
+    with pytest.raises(TypeError, match="a value must be an array, got .* 'scale'"):
+        walk.generate(key, {"scale": value})
+
+
+@pytest.mark.parametrize("argument", [3.0, [1.0, 2.0]])
+def test_lanes_are_on_an_axis(key, argument):
+    lanes = model(lambda: vmap(lambda *_: normal())(argument))
+    words = r"mapped argument must have axis 0, got shape \(\). Give None in in_axes"
+    with pytest.raises(ShapeError, match=f"vmap: a {words}"):
+        lanes.simulate(key)
