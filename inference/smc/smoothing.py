@@ -152,7 +152,8 @@ def _transition(
             f"program of derive, got {describe(given)}."
         )
     if not isinstance(given, Derived):
-        return lambda x, y, _: given(x, y), None, history
+        density: Any = given
+        return lambda x, y, _: density(x, y), None, history
     if not isinstance(history.values, TimeState):
         raise TypeError(
             "backward_sampling: history must hold the states of the derived program, as "

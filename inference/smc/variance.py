@@ -36,8 +36,9 @@ def relative_variance(
     r"""Estimate the variance of $\hat Z / Z$ from one run.
 
     With multinomial resampling at every step the estimate times $\hat Z^2$ is unbiased
-    for the variance of $\hat Z$; with other schemes, or resampling when the effective
-    sample size is low, it is an upper guide.
+    for the variance of $\hat Z$; with multinomial resampling when the effective sample
+    size is low it is near. Other schemes, as the default one of `run`, keep more families
+    than chance would: then it is too small, and may be negative.
 
     Args:
         particles: The last population.

@@ -1,5 +1,7 @@
 """Smoothers against exact smoothing distributions; the variance estimate."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,7 @@ from motes.inference.smc import (
     multinomial,
     relative_variance,
     run,
+    systematic,
 )
 from motes.inference.smc.transition import log_transition_of
 from motes.ppl import AddressError, masked, model, sample
@@ -100,6 +103,26 @@ def test_single_run_variance_estimate_is_unbiased(key):
     evidence, estimate = jax.jit(jax.vmap(one))(jax.random.split(key, 20_000))
     squared_error = (evidence - 1.0) ** 2
     assert_mean_is(0.0, squared_error - estimate, num_sigmas=3)
+
+
+def test_variance_estimate_is_near_for_multinomial_resampling_alone(key):
+    @partial(jax.jit, static_argnums=0)
+    def one(resample, keys):
+        def single(key):
+            options = {"resample": resample, "collect": keep_ancestors}
+            particles, ancestors = run(key, PROGRAM, 200, **options)
+            evidence = jnp.exp(particles.log_evidence - AR1["log_likelihood"])
+            return evidence, relative_variance(particles, ancestors)
+
+        return jax.vmap(single)(keys)
+
+    ratios = {}
+    for resample in (multinomial, systematic):
+        evidence, estimate = one(resample, jax.random.split(key, 3000))
+        ratios[resample] = float(estimate.mean() / evidence.var())
+    # Standard errors are 0.03; systematic resampling keeps too many families.
+    assert ratios[multinomial] == pytest.approx(1.0, abs=0.12)
+    assert ratios[systematic] < 0.75
 
 
 def test_bad_arguments_are_refused(key):
