@@ -13,13 +13,13 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from numpyro.distributions import biject_to
 
-from motes.ppl.choices import Entry, is_whole, read_entries
+from motes.ppl.choices import Entry, is_whole, read_entries, require_all, require_whole
 from motes.ppl.densities import is_distribution
 from motes.ppl.errors import AddressError, Path, ShapeError, describe, format_path
 from motes.ppl.handlers import LogDensity
 from motes.ppl.interpreter import Answer, tally
 from motes.ppl.model import Model
-from motes.ppl.nesting import Choices, nest
+from motes.ppl.nesting import Choices, join, nest
 from motes.ppl.program import Program
 from motes.ppl.site_table import Site
 from motes.ppl.transforms import Conditioned, as_target
@@ -92,7 +92,12 @@ class Unconstrained:
         return nest({path: entry.value for path, entry in records.items()})
 
     def unconstrain(self, choices: Choices) -> Float[Array, " D"]:
-        """Return the position of choices."""
+        """Return the position of choices.
+
+        Raises:
+            AddressError: If `choices` lacks a free choice, or has one that is fixed.
+        """
+        join("unconstrain", choices, self.target.constraints)
         return ravel_pytree(
             _free_values(self.target, self._program, choices, self.args)
         )[0]
@@ -157,6 +162,8 @@ def _free_values(
 ) -> dict[Path, Array]:
     given = read_entries("unconstrain", choices, program.sites)
     fixed = _fixed_entries(target, program)
+    require_all("unconstrain", {**given, **fixed}, program.sites)
+    require_whole("unconstrain", given, program.sites)
     outcome = program.run(Unconstrain(), None, {**given, **fixed}, args)[1]
     return {p: e.value for p, e in outcome.records.items() if p not in fixed}
 

@@ -279,3 +279,16 @@ def test_lanes_are_on_an_axis(key, argument):
     words = r"mapped argument must have axis 0, got shape \(\). Give None in in_axes"
     with pytest.raises(ShapeError, match=f"vmap: a {words}"):
         lanes.simulate(key)
+
+
+def test_positions_are_those_of_the_free_choices():
+    steps = {"arm": {"steps": jnp.zeros(3)}}
+    joint, target = unconstrained(walk), unconstrained(condition(walk, steps))
+    with pytest.raises(AddressError, match="unconstrain: .* none at address 'scale'"):
+        joint.unconstrain(steps)
+    with pytest.raises(AddressError, match="unconstrain: .* everywhere, got a mask"):
+        joint.unconstrain({"scale": masked(1.0, False), **steps})
+    with pytest.raises(
+        AddressError, match="unconstrain: .* leave out what is condition"
+    ):
+        target.unconstrain({"scale": 1.0, **steps})
