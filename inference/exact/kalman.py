@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key
 from numpyro.distributions import constraints
 
 from motes.inference.exact.missing import OrMissing
-from motes.ppl.errors import check_count
+from motes.ppl.errors import ShapeError, check_count
 
 
 class LinearGaussian(eqx.Module):
@@ -33,6 +33,9 @@ class LinearGaussian(eqx.Module):
         num_steps: Number of observations T.
         transition_offset: Offset b, or None for zero.
         observation_offset: Offset d, or None for zero.
+
+    Raises:
+        ShapeError: If the parts do not fit together.
     """
 
     initial_mean: Float[Array, " D"]
@@ -47,6 +50,20 @@ class LinearGaussian(eqx.Module):
 
     def __check_init__(self) -> None:
         check_count("LinearGaussian", "num_steps", self.num_steps)
+        size = jnp.shape(self.initial_mean)
+        rows = jnp.shape(self.observation)[-2:-1] or (1,)
+        later = (self.num_steps - 1,)
+        _check_shape("initial_mean", self.initial_mean, size[:1] or (1,))
+        _check_shape("initial_cov", self.initial_cov, size * 2)
+        _check_shape("transition", self.transition, size * 2, later)
+        _check_shape("transition_cov", self.transition_cov, size * 2, later)
+        every = (self.num_steps,)
+        _check_shape("observation", self.observation, (*rows, *size), every)
+        _check_shape("observation_cov", self.observation_cov, rows * 2, every)
+        if self.transition_offset is not None:
+            _check_shape("transition_offset", self.transition_offset, size, later)
+        if self.observation_offset is not None:
+            _check_shape("observation_offset", self.observation_offset, rows, every)
 
     @property
     def support(self) -> Any:
@@ -130,6 +147,7 @@ def kalman_filter(
     References:
         Kalman (1960); Chopin and Papaspiliopoulos (2020), Section 7.3.
     """
+    observations = jnp.asarray(observations)
     expected = (chain.num_steps, chain._observations()[0].shape[-2])
     if observations.shape != expected:
         raise ValueError(
@@ -184,6 +202,19 @@ def kalman_smoother(
         lambda xs, x: jnp.concatenate([xs, x[None]]), earlier, last
     )
     return filtered._replace(means=means, covs=covs)
+
+
+def _check_shape(
+    name: str, array: Any, shape: tuple[int, ...], leading: tuple[int, ...] = ()
+) -> None:
+    """Raise unless the array has the shape, with or without the leading axis of time."""
+    found = jnp.shape(array)
+    if found in (shape, leading + shape):
+        return
+    over_time = f" or {leading + shape}" if leading else ""
+    raise ShapeError(
+        f"LinearGaussian: {name} must have shape {shape}{over_time} here, got {found}."
+    )
 
 
 def _condition(mean: Array, cov: Array, value: Array, h: Array, r: Array) -> tuple:

@@ -7,7 +7,7 @@ import numpyro.distributions as dist
 import pytest
 
 from motes.inference.exact import LinearGaussian, kalman_filter, kalman_smoother
-from motes.ppl import condition, model, sample, unconstrained
+from motes.ppl import ShapeError, condition, model, sample, unconstrained
 from tests.oracles import AR1, AR1_Y
 
 
@@ -152,3 +152,25 @@ def test_number_of_observations_is_checked():
     for shape in ((3, 1), (10, 2)):
         with pytest.raises(ValueError, match="must have 10 rows of 1 columns, got"):
             kalman_filter(ar1_chain(), jnp.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("part", "shape", "words"),
+    [
+        ("initial_mean", (3, 1), r"shape \(3,\) here, got \(3, 1\)"),
+        ("initial_cov", (2, 2), r"shape \(3, 3\) here, got \(2, 2\)"),
+        ("transition", (4, 3, 3), r"\(3, 3\) or \(3, 3, 3\) here, got \(4, 3, 3\)"),
+        ("transition_cov", (3,), r"\(3, 3\) or \(3, 3, 3\) here, got \(3,\)"),
+        ("observation", (3,), r"\(1, 3\) or \(4, 1, 3\) here, got \(3,\)"),
+        ("observation_cov", (3, 3), r"\(2, 2\) or \(4, 2, 2\) here, got \(3, 3\)"),
+        ("transition_offset", (), r"\(3,\) or \(3, 3\) here, got \(\)"),
+        ("observation_offset", (3, 2), r"\(2,\) or \(4, 2\) here, got \(3, 2\)"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(key, part, shape, words):
+    whole = vars(random_chain(key, 4, time_varying=False))
+    # Without its types the class can be made of what the import hook would refuse.
+    untyped = type("LinearGaussian", (LinearGaussian,), {"__annotations__": {}})
+    untyped(**whole)
+    with pytest.raises(ShapeError, match=f"LinearGaussian: {part} must have .*{words}"):
+        untyped(**whole | {part: jnp.zeros(shape)})
