@@ -14,7 +14,7 @@ from jaxtyping import Array, Key
 from motes.inference.smc.particles import Particles
 from motes.inference.smc.proposals import check_models
 from motes.ppl import Choices, Model, jaxprs, merge, vmap_lanes
-from motes.ppl.choices import nest, read_entries, to_choices
+from motes.ppl.choices import Entry, nest, read_entries, to_choices
 from motes.ppl.errors import Path
 from motes.ppl.handlers import Generate
 from motes.ppl.interpreter import Interpreter
@@ -31,7 +31,8 @@ class TimeState:
         carry: The carry of the scan.
         fixed: Values from before the scan that later equations read.
         before: Choices made before the scan.
-        current: Choices of the last step that are not part of the carry.
+        current: Choices of the last step that are not part of the carry, with draws for
+            data that are missing.
         links: For other choices of the step, their place in the carry.
     """
 
@@ -100,7 +101,7 @@ class Derived:
             drawn = {
                 path: entry
                 for path, entry in outcome.records.items()
-                if path not in linked and path not in given
+                if path not in linked and not is_whole(given, path)
             }
             moved = TimeState(
                 carry, state.fixed, state.before, to_choices(drawn), state.links
@@ -164,7 +165,7 @@ class Derived:
         shapes = {}
         for path in self.time.paths:
             site = self.time.program.sites[path]
-            if path in linked or path in given or site.is_factor:
+            if path in linked or is_whole(given, path) or site.is_factor:
                 continue
             drop = lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype)  # noqa: E731
             value = jax.tree.map(drop, site.value)
@@ -213,6 +214,11 @@ def derive(model: Model, constraints: Choices, *args: Any) -> Derived:
         model,
         time,
     )
+
+
+def is_whole(given: dict[Path, Entry], path: Path) -> bool:
+    """Whether data are given at a path, and none of them is missing."""
+    return path in given and given[path].mask is None
 
 
 def _masked_shape(value: Any, lanes: tuple[int, ...]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from motes.inference.smc.derived import Derived, TimeState
+from motes.inference.smc.derived import Derived, TimeState, is_whole
 from motes.ppl import jaxprs
 from motes.ppl.choices import Entry
 from motes.ppl.errors import AddressError, Path, format_paths
@@ -24,7 +24,7 @@ def log_transition_of(program: Derived) -> Callable[[TimeState, TimeState, Any],
     """Return the log density of a pair of states and the data of the step between.
 
     It is exact, in nats, and includes the observations of the step, which may depend on
-    the earlier state. No site may read data that are missing.
+    the earlier state; data that are missing are choices, of which a state holds draws.
 
     Raises:
         AddressError: If the next state is not a function of the step's choices: then two
@@ -43,7 +43,6 @@ def _move(
     state: TimeState,
     later: TimeState,
     inputs: Any,
-    key: Any = None,
 ) -> tuple[list[Any], Outcome]:
     """Run the step from `state` with the choices of `later`; return the carry too."""
     index, given = inputs
@@ -54,10 +53,9 @@ def _move(
     chosen = {
         path: Entry(_at(later.choices, path)) for path in _free(program, inputs[1])
     }
-    # The key serves only data that are missing, which count nothing.
-    key = jax.random.key(0) if key is None else key
+    # Nothing is drawn: the key serves only densities that are random estimates.
     outs, outcome = Interpreter(Generate()).run(
-        loop.body, operands, key, {**given, **chosen}
+        loop.body, operands, jax.random.key(0), {**given, **chosen}
     )
     return loop.split_outputs(outs)[0], outcome
 
@@ -84,28 +82,31 @@ def _keeps_the_past(program: Derived) -> bool:
 
     def entry(index: int) -> Callable[[Any], Any]:
         def moved(given: Any) -> Any:
-            carry, later, key = given
+            carry, later = given
             earlier = replace(later, carry=carry)
-            return _move(program, earlier, later, inputs, key)[0][index]
+            return _move(program, earlier, later, inputs)[0][index]
 
         return moved
 
-    given = (first.carry, first, jax.eval_shape(lambda: jax.random.key(0)))
+    given = (first.carry, first)
     reads = [jaxprs.reads_inputs(entry(i), given) for i in range(size)]
     starts = program.time.loop.split_inputs(program.time.scan.invars)[1]
     mine = made(program.time.before)
     random = {i for i, a in enumerate(starts) if jaxprs.is_variable(a) and a in mine}
-    random |= {i for i in range(size) if any(jax.tree.leaves(reads[i][1:]))}
+    random |= {i for i in range(size) if any(jax.tree.leaves(reads[i][1]))}
     for _ in range(size):  # what a random entry enters is random
         random |= {i for i in range(size) if any(reads[i][0][j] for j in random)}
-    missing = any(read[2] for read in reads)
-    return missing or any(reads[i][0][j] for i in range(size) for j in random)
+    return any(reads[i][0][j] for i in range(size) for j in random)
 
 
 def _free(program: Derived, given: dict[Path, Any]) -> list[Path]:
-    """Addresses of the choices of a step."""
+    """Addresses of the choices of a step, with data of which some are missing."""
     sites = program.time.program.sites
-    return [p for p in program.time.paths if p not in given and not sites[p].is_factor]
+    return [
+        path
+        for path in program.time.paths
+        if not is_whole(given, path) and not sites[path].is_factor
+    ]
 
 
 def _at(choices: Any, path: Path) -> Any:

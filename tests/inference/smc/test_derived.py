@@ -119,6 +119,39 @@ def test_data_after_the_scan_count_in_smoothing(key, case):
 
 
 @model
+def read_on(num_steps):
+    """A draw that another site reads, and data that the next step reads."""
+
+    def step(carry, _):
+        z, y = carry
+        moved = coin("z", 0.2 + 0.5 * z + 0.2 * y)
+        w = coin("w", 0.3 + 0.4 * z)
+        y = coin("y", 0.1 + 0.6 * w + 0.2 * moved)
+        return (moved, y), None
+
+    jax.lax.scan(step, (0, 0), None, length=num_steps)
+
+
+def test_missing_data_are_smoothed_with_the_states(key):
+    values = {"w": jnp.array([1, 0, 0, 1]), "y": jnp.array([1, 0, 1, 1])}
+    seen = {"w": jnp.arange(4) == 2, "y": jnp.arange(4) != 1}
+    exact = enumerate_choices(condition(read_on, {}), 4)
+    fits = True
+    for name, value in values.items():
+        same = (exact.choices[name] == value[None]) | ~seen[name][None]
+        fits = fits & jnp.all(same, axis=1)
+    weights = jax.nn.softmax(jnp.where(fits, exact.log_weights, -jnp.inf))
+
+    data = {name: masked(value, seen[name]) for name, value in values.items()}
+    _, *found = smoothed(key, derive(read_on, data, 4), ["z", "w", "y"], 300, 100)
+
+    for name in ("z", "w", "y"):
+        mean = jnp.tensordot(weights, exact.choices[name].astype(float), 1)
+        for means in found:
+            assert_mean_is(mean, means[name], num_sigmas=4, atol=4e-3)
+
+
+@model
 def sites_everywhere(num_steps):
     """Sites before and after, in branches and in an inner scan; time runs backwards."""
     s = coin("s", 0.3)
