@@ -14,6 +14,7 @@ from motes.inference.smc import (
     bootstrap,
     genealogies,
     keep_history,
+    multinomial,
     relative_variance,
     run,
     run_blocks,
@@ -109,6 +110,23 @@ def test_one_population_is_that_of_run(key):
     np.testing.assert_allclose(blocks.log_evidence[0], alone.log_evidence)
     jax.tree.map(np.testing.assert_array_equal, kept[0], rows[0])
     np.testing.assert_allclose(kept[1][:, 0], rows[1])
+
+
+def test_populations_resample_when_they_need_it_and_independently(key):
+    even = jnp.ones((4, 2))
+    hard = jnp.array([[1.0, 1e-3]]) * even
+
+    def ancestors(rows, threshold):
+        how: Any = {"resample": multinomial, "ess_threshold": threshold}
+        program = Blocks(jnp.stack(rows, axis=1))
+        keep = lambda particles: particles.ancestors  # noqa: E731
+        return np.asarray(run_blocks(key, program, 2, 20, collect=keep, **how)[1])
+
+    adaptive = ancestors([even, hard], 0.5)
+    assert np.all(adaptive[:, 0] == np.arange(20))
+    assert np.any(adaptive[:, 1] != np.arange(20))
+    always = ancestors([even, even], 1.0)
+    assert np.any(always[1:, 0] != always[1:, 1])
 
 
 def test_a_program_that_looks_ahead_is_refused(key):
