@@ -200,6 +200,20 @@ def _unsupported(eqn: Any) -> AddressError:
     )
 
 
+def over_time(table: SiteTable, num_steps: int) -> SiteTable:
+    """Return the sites of a step as they are in a scan of so many steps."""
+    return {
+        path: site._replace(
+            axes=(Axis("scan", num_steps), *site.axes),
+            value=jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct((num_steps, *x.shape), x.dtype),
+                site.value,
+            ),
+        )
+        for path, site in table.items()
+    }
+
+
 def num_elements(site: Site) -> int:
     """Number of scalars in a site's value."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(site.value))

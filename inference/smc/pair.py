@@ -15,6 +15,10 @@ from jaxtyping import Array, Key
 from motes.inference.smc.feynman_kac import FeynmanKac
 from motes.inference.smc.proposals import check_models, generate_from
 from motes.ppl import Choices, Model, ShapeError, vmap_lanes
+from motes.ppl.choices import read_entries
+from motes.ppl.errors import describe
+from motes.ppl.nesting import check_choices
+from motes.ppl.site_table import over_time
 
 
 def _static() -> Any:
@@ -121,13 +125,15 @@ def bootstrap(
         covariates: Further arguments, before the parameters, with a leading axis T.
 
     Raises:
+        AddressError: If an observation is at an address that `initial` has not.
         ShapeError: If the leading axes differ or there is no observation.
+        ValueError: If a known observation lies outside a known support.
 
     References:
         Gordon, Salmond and Smith (1993); Chopin and Papaspiliopoulos (2020), Section 10.3.
     """
     check_models("bootstrap", initial=initial, transition=transition)
-    data = _split("bootstrap", observations, covariates)
+    data = _split("bootstrap", initial, observations, parameters, covariates)
     return Pair(*data[:2], parameters, initial, transition, data[2])
 
 
@@ -158,8 +164,8 @@ def guided(
         covariates: As in `bootstrap`.
 
     Raises:
-        AddressError: When run, if a proposal draws an address that the model has not or
-            that is observed.
+        AddressError: As in `bootstrap`; when run, if a proposal draws an address that the
+            model has not or that is observed.
         ValueError: When run, if a proposal has a factor.
 
     References:
@@ -169,7 +175,7 @@ def guided(
     if first_proposal is not None:
         models["first_proposal"] = first_proposal
     check_models("guided", **models)
-    data = _split("guided", observations, covariates)
+    data = _split("guided", initial, observations, parameters, covariates)
     return Guided(
         *data[:2],
         parameters,
@@ -203,7 +209,19 @@ def auxiliary(program: Pair, score: Callable) -> Auxiliary:
     return Auxiliary(program, score)
 
 
-def _split(call: str, observations: Choices, covariates: tuple) -> tuple[Any, Any, int]:
+def _split(
+    call: str,
+    initial: Model,
+    observations: Any,
+    parameters: tuple,
+    covariates: Any,
+) -> tuple[Any, Any, int]:
+    """Divide the data into those of the first step, of the others, and count these."""
+    check_choices(call, observations)
+    if not isinstance(covariates, tuple | list):
+        raise TypeError(
+            f"{call}: covariates must be a tuple of arrays, got {describe(covariates)}."
+        )
     rows = (observations, tuple(covariates))
     sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(rows)}
     if len(sizes) != 1 or sizes in ({()}, {(0,)}):
@@ -215,6 +233,8 @@ def _split(call: str, observations: Choices, covariates: tuple) -> tuple[Any, An
     first = jax.tree.map(lambda x: x[0], rows)
     rest = jax.tree.map(lambda x: x[1:], rows)
     (size,) = sizes.pop()
+    sites = initial.program(*first[1], *parameters).sites
+    read_entries(call, observations, over_time(sites, size))
     return first, rest, size - 1
 
 

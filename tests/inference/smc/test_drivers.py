@@ -8,20 +8,14 @@ import pytest
 
 from motes.inference.smc import (
     DeadParticles,
-    backward_sampling,
     bootstrap,
     derive,
-    fixed_lag,
-    importance_sampling,
     keep_history,
     run,
-    run_blocks,
     steps,
-    systematic,
 )
 from motes.inference.smc.particles import Particles
 from motes.ppl import AddressError, ShapeError, model, sample
-from tests.hook import unhooked
 from tests.oracles import AR1_Y, ar1, ar1_initial, ar1_transition
 
 PROGRAM = bootstrap(ar1_initial, ar1_transition, {"y": AR1_Y})
@@ -207,53 +201,6 @@ def test_bad_arguments_are_refused(key):
         bootstrap(ar1_initial, ar1_transition, {"y": jnp.zeros(())})
     with pytest.raises(ShapeError, match="one leading axis"):
         bootstrap(ar1_initial, ar1_transition, {"y": AR1_Y, "z": AR1_Y[:2]})
-
-
-@pytest.mark.parametrize("count", [10.0, "10", None, jnp.ones(2, int)])
-def test_counts_must_be_integers(key, count):
-    words = "must be an integer known when tracing, got"
-    for call in (run, steps):
-        with pytest.raises(TypeError, match=f"{call.__name__}: num_particles {words}"):
-            unhooked(call)(key, PROGRAM, count)
-    with pytest.raises(TypeError, match=f"num_blocks {words}"):
-        unhooked(run_blocks)(key, PROGRAM, count, 3)
-    with pytest.raises(TypeError, match=f"importance_sampling: num_particles {words}"):
-        unhooked(importance_sampling)(key, ar1_initial, count)
-    with pytest.raises(TypeError, match=f"systematic: num_draws {words}"):
-        unhooked(systematic)(key, jnp.zeros(3), count)
-    history = keep_history(run(key, PROGRAM, 3)[0])
-    with pytest.raises(TypeError, match=f"lag {words}"):
-        unhooked(fixed_lag)(history, count)
-    with pytest.raises(TypeError, match=f"num_paths {words}"):
-        unhooked(backward_sampling)(key, history, None, count)
-
-
-def test_counts_may_not_be_traced(key):
-    with pytest.raises(TypeError, match=r"known when tracing, got .*Tracer"):
-        jax.jit(lambda num: unhooked(run)(key, PROGRAM, num)[0].log_evidence)(10)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "options", "error", "words"),
-    [
-        ((0, PROGRAM), {}, TypeError, "key must be one PRNG key, got 0. Make it by"),
-        ((PROGRAM, ar1), {}, TypeError, "key must be one PRNG key, got Pair"),
-        (("key", ar1), {}, TypeError, "program must .* got Model.ar1.* with derive"),
-        (("key", PROGRAM), {"resample": "ssp"}, TypeError, "got 'ssp'. .* in SCHEMES"),
-        (("key", PROGRAM), {"ess_threshold": jnp.nan}, ValueError, "0 and 1, got nan"),
-        (("key", PROGRAM), {"ess_threshold": -0.1}, ValueError, "0 and 1, got -0.1"),
-        (("key", PROGRAM), {"ess_threshold": 50}, ValueError, "0 and 1, got 50"),
-        (("key", PROGRAM), {"ess_threshold": None}, TypeError, "0 and 1, got None"),
-    ],
-)
-def test_what_no_run_could_use_is_refused(key, arguments, options, error, words):
-    given, program = arguments
-    given = key if given == "key" else given
-    for call in (run, steps):
-        with pytest.raises(error, match=f"{call.__name__}: .*{words}"):
-            unhooked(call)(given, program, 5, **options)
-    with pytest.raises(error, match=f"run_blocks: .*{words}"):
-        unhooked(run_blocks)(given, program, 2, 5, **options)
 
 
 def test_memory_of_a_long_run_does_not_grow_with_time(key):
