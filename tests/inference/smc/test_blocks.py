@@ -129,6 +129,18 @@ def test_populations_resample_when_they_need_it_and_independently(key):
     assert np.any(always[1:, 0] != always[1:, 1])
 
 
+def test_a_dead_population_leaves_the_others_alone(key):
+    impossible = LIKELIHOODS.at[1, 0].set(0.0)
+    dead, _ = run_blocks(key, Blocks(impossible), 3, 8)
+    alive, _ = run_blocks(key, Blocks(LIKELIHOODS), 3, 8)
+    assert dead.dead_step.tolist() == [1, -1, -1]
+    assert np.all(np.isneginf(dead.log_weights[0])) and np.isneginf(
+        dead.log_evidence[0]
+    )
+    np.testing.assert_array_equal(dead.log_evidence[1:], alive.log_evidence[1:])
+    np.testing.assert_array_equal(dead.log_weights[1:], alive.log_weights[1:])
+
+
 def test_a_program_that_looks_ahead_is_refused(key):
     program = bootstrap(ar1_initial, ar1_transition, {"y": AR1_Y})
     with pytest.raises(TypeError, match="must not look ahead, got .* Auxiliary"):
