@@ -19,7 +19,7 @@ from motes.lm_bridge.pages import page_sizes, settle, write
 from motes.lm_bridge.transformer import (
     Block,
     Transformer,
-    angles_at,
+    angle_table,
     apply_head,
     embed,
     finish_block,
@@ -53,6 +53,8 @@ class DecodeState(NamedTuple):
         shared: Whether particles may share rows, as after resampling.
         lengths: Number of tokens after the prompt; the suffix beyond is garbage.
         hidden: Last layer at the last token.
+        angles: Cosine and sine at every position that a text may reach, or None: XLA would
+            compute them for each head of each layer anew.
     """
 
     prompt: PromptCache
@@ -61,6 +63,7 @@ class DecodeState(NamedTuple):
     shared: Bool[Array, ""]
     lengths: Int[Array, " N"]
     hidden: Float[Array, "N E"]
+    angles: tuple[Float[Array, "M R"], Float[Array, "M R"]] | None
 
 
 def read_prompt(
@@ -80,6 +83,7 @@ def init_decode(
     num_lanes = prompt.lengths.shape[0] * num_particles
     blocks = model.blocks if isinstance(model.blocks, tuple) else None
     leading = (num_lanes,) if blocks else (config.num_layers, num_lanes)
+    prompt_size = jax.tree.leaves(prompt.layers)[0].shape[-2]
 
     def pages() -> tuple[Array, ...]:
         heads, sizes = config.num_kv_heads, page_sizes(max_tokens)
@@ -93,6 +97,7 @@ def init_decode(
         jnp.zeros((), bool),
         jnp.zeros(num_lanes, jnp.int32),
         jnp.repeat(prompt.hidden, num_particles, axis=0),
+        angle_table(model, prompt_size + max_tokens),
     )
 
 
@@ -122,11 +127,18 @@ def decode_step(
         state.lengths[particle],
         tokens[particle],
         active[particle],
+        state.angles,
     )
     grown = state.lengths + active
     hidden = jnp.where((grown <= _starts(layers)[-1])[:, None], hidden[rows], jnp.nan)
     hidden = jnp.where(active[:, None], hidden, state.hidden)
-    return DecodeState(state.prompt, layers, rows, jnp.zeros((), bool), grown, hidden)
+    return state._replace(
+        layers=layers,
+        rows=rows,
+        shared=jnp.zeros((), bool),
+        lengths=grown,
+        hidden=hidden,
+    )
 
 
 def gather(state: DecodeState, ancestors: Int[Array, " N"]) -> DecodeState:
@@ -138,13 +150,12 @@ def gather(state: DecodeState, ancestors: Int[Array, " N"]) -> DecodeState:
     if rows.shape != state.rows.shape:
         layers = jax.tree.map(lambda page: jnp.take(page, rows, axis=-4), layers)
         rows, shared = jnp.arange(rows.shape[0], dtype=rows.dtype), False
-    return DecodeState(
-        state.prompt,
-        layers,
-        rows,
-        jnp.asarray(shared),
-        state.lengths[ancestors],
-        state.hidden[ancestors],
+    return state._replace(
+        layers=layers,
+        rows=rows,
+        shared=jnp.asarray(shared),
+        lengths=state.lengths[ancestors],
+        hidden=state.hidden[ancestors],
     )
 
 
@@ -155,6 +166,7 @@ def _forward(
     lengths: Int[Array, " N"],
     tokens: Int[Array, " N"],
     active: Bool[Array, " N"],
+    angles: Any,
 ) -> tuple[Float[Array, "N E"], Any]:
     """Read one token for each row of the pages; return the last layer, and the pages."""
     starts = _starts(layers)
@@ -165,7 +177,7 @@ def _forward(
     blocks = (prompt.lengths.shape[0], -1)
     tokens, lengths = tokens.reshape(blocks), lengths.reshape(blocks)
     positions = prompt.lengths[:, None] + lengths
-    angles = angles_at(model, positions)
+    angles = jax.tree.map(lambda table: table[positions], angles)
 
     def body(x: Array, block: Block, kind: Any, shared: Any, suffix: Any) -> Any:
         window, rotates = kind

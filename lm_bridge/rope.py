@@ -105,11 +105,10 @@ def rotate(
 ) -> Float[Array, "*B H D"]:
     """Turn the channel pairs $(i, i + R)$ of each head; further channels stay."""
     half = cos.shape[-1]
-    cos = cos[..., None, None, :].astype(x.dtype)
+    cos = cos[..., None, :].astype(x.dtype)
     sin = sin[..., None, :].astype(x.dtype)
-    turning, rest = jnp.split(x, [2 * half], axis=-1)
-    pairs = turning.reshape(*turning.shape[:-1], 2, half)
-    # Reversing the pairs is much faster on CPU than concatenating their parts.
-    turned = pairs * cos + pairs[..., ::-1, :] * jnp.stack([-sin, sin], axis=-2)
-    turned = turned.reshape(turning.shape)
+    first, second, rest = jnp.split(x, [half, 2 * half], axis=-1)
+    # Stacked, the halves are written fast on CPU; concatenated they are not.
+    pair = (first * cos - second * sin, second * cos + first * sin)
+    turned = jnp.stack(pair, axis=-2).reshape(*x.shape[:-1], 2 * half)
     return turned if rest.shape[-1] == 0 else jnp.concatenate([turned, rest], axis=-1)

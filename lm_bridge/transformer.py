@@ -140,11 +140,16 @@ def project(
     query, key, value = split_heads(config, qkv)
     query = head_norm(config, block.query_norm, query)
     key = head_norm(config, block.key_norm, key)
-    if angles is not None and rotates is not False:
-        # A layer of a stacked model learns only at run time whether it turns.
-        keep = jnp.asarray(rotates)
-        query = jnp.where(keep, rotate(query, *angles), query)
-        key = jnp.where(keep, rotate(key, *angles), key)
+    if angles is None or rotates is False:
+        return query, key, value
+    # Side by side, query and key turn in one pass over memory.
+    heads = jnp.concatenate([query, key], axis=-2)
+    turned = rotate(heads, *angles)
+    # A layer of a stacked model learns only at run time whether it turns.
+    heads = (
+        turned if rotates is True else jnp.where(jnp.asarray(rotates), turned, heads)
+    )
+    query, key = jnp.split(heads, [config.num_heads], axis=-2)
     return query, key, value
 
 
@@ -156,10 +161,10 @@ def finish_block(
     return x + feed_forward(config, block, block.mlp_norm(config, x))
 
 
-def angles_at(model: Transformer, positions: Int[Array, "*B"]) -> Any:
-    """Return cosine and sine at `positions`, or `None` where positions are learned."""
+def angle_table(model: Transformer, reach: int) -> tuple[Array, Array] | None:
+    """Return cosine and sine at positions below `reach`; `None` if those are learned."""
     config = model.config
-    return config.rope and sines(config.rope, config.head_dim, positions)
+    return config.rope and sines(config.rope, config.head_dim, jnp.arange(reach))
 
 
 def forward(
@@ -167,7 +172,7 @@ def forward(
 ) -> tuple[Float[Array, "B T E"], Any]:
     """Read whole texts; return the normed last layer, and all keys and values."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None, :], tokens.shape)
-    angles = angles_at(model, positions)
+    angles = jax.tree.map(lambda t: t[positions], angle_table(model, tokens.shape[1]))
 
     def body(x: Array, block: Block, kind: Any) -> Any:
         window, rotates = kind
