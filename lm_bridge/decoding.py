@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from motes.inference.smc.step import in_place_if
 from motes.lm_bridge.potentials.contract import Critic, Potential, difference
 from motes.lm_bridge.token_draws import Context, Sampler, locally_constrained
 
@@ -260,17 +261,20 @@ class Decoding:
             if one is not None:
                 grown = one.step(getattr(state, name), tokens, grows)
                 state = state._replace(**{name: grown})
+        return self._read(state, tokens, grows)
 
-        spent, proposal = state.spent, state.proposal
-        num_passes = 1
+    def _read(self, state: DecodeState, tokens: Array, grows: Array) -> DecodeState:
+        """Let the language models read a token; where no text grows they need not."""
+        lms = {"lm": self.lm}
         if self.proposal is not None:
-            proposal, num_passes = self.proposal[0].append(proposal, tokens, grows), 2
-        forwarded = spent.forwarded + num_passes * tokens.shape[0]
-        return state._replace(
-            lm=self.lm.append(state.lm, tokens, grows),
-            proposal=proposal,
-            spent=spent._replace(forwarded=forwarded),
-        )
+            lms["proposal"] = self.proposal[0]
+        some = jnp.any(grows)
+        for name, lm in lms.items():
+            append = partial(_append, lm, tokens, grows)
+            read = in_place_if(some, append, getattr(state, name))
+            state = state._replace(**{name: read})
+        forwarded = state.spent.forwarded + some * len(lms) * tokens.shape[0]
+        return state._replace(spent=state.spent._replace(forwarded=forwarded))
 
     def _criticize(
         self, state: DecodeState, increments: Array, grew: Array
@@ -289,3 +293,7 @@ class Decoding:
         increments = increments + difference(after, state.log_critic)
         state = state._replace(log_critic=after, spent=spent, finished=finished)
         return state, increments
+
+
+def _append(lm: Any, tokens: Array, grows: Array, memory: Any) -> Any:
+    return lm.append(memory, tokens, grows)
