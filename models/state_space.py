@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from motes.ppl import Model, model, sample
-from motes.ppl.errors import check_count
+from motes.ppl.errors import check_count, check_functions
 
 
 @runtime_checkable
@@ -71,6 +71,7 @@ def state_space(
     Raises:
         ValueError: When run, if `first` and `move` differ in family or shape.
     """
+    check_functions("state_space", first=first, move=move, observe=observe, keep=keep)
 
     def step(density: Any, parameters: Any) -> Any:
         x = sample("x", density)

@@ -75,6 +75,15 @@ def check_count(call: str, name: str, value: Any, least: int = 1) -> int:
     return count
 
 
+def check_functions(call: str, **functions: Any) -> None:
+    """Raise unless all can be called."""
+    for name, value in functions.items():
+        if not callable(value):
+            raise TypeError(
+                f"{call}: {name} must be a function, got {describe(value)}."
+            )
+
+
 def read_array(call: str, name: str, value: Any, address: str) -> jax.Array:
     """Return a value at an address as an array; refuse what is none."""
     try:

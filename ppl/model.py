@@ -23,7 +23,7 @@ from motes.ppl.choices import (
     to_choices,
 )
 from motes.ppl.effects import scope
-from motes.ppl.errors import Path, check_key, describe
+from motes.ppl.errors import Path, check_functions, check_key, describe
 from motes.ppl.nesting import Choices
 from motes.ppl.program import Program, ProgramCache
 from motes.ppl.selection import as_selection
@@ -216,8 +216,7 @@ def model(fun: Callable) -> Model:
         >>> coin.simulate(jax.random.key(0), 10)["flips"].shape
         (10,)
     """
-    if not callable(fun):
-        raise TypeError(f"model: fun must be a function, got {describe(fun)}.")
+    check_functions("model", fun=fun)
     return Model(fun)
 
 

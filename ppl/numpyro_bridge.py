@@ -15,6 +15,7 @@ from numpyro.ops.pytree import PytreeTrace
 from numpyro.primitives import _PYRO_STACK, Messenger
 
 from motes.ppl.effects import factor, sample, scope
+from motes.ppl.errors import check_functions
 from motes.ppl.model import Model
 
 
@@ -49,6 +50,7 @@ def from_numpyro(fn: Callable, **kwargs: Any) -> Model:
         >>> from_numpyro(coin).simulate(jax.random.key(0))["flips"].shape
         (4,)
     """
+    check_functions("from_numpyro", fn=fn)
 
     def run(*args: Any) -> Any:
         with _Sites():

@@ -16,7 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, mlir
 
 from motes.ppl import jaxprs
-from motes.ppl.errors import AddressError, ShapeError, check_count
+from motes.ppl.errors import AddressError, ShapeError, check_count, check_functions
 
 LANE_AXIS = "motes.lane"
 
@@ -40,6 +40,7 @@ def vmap(fun: Callable, in_axes: Any = 0, axis_size: int | None = None) -> Calla
     Raises:
         ShapeError: If the mapped axes have different sizes or there is none.
     """
+    check_functions("vmap", fun=fun)
     if axis_size is not None:
         axis_size = check_count("vmap", "axis_size", axis_size, least=0)
 
@@ -85,6 +86,8 @@ def vmap_lanes(
         in_axes: As in `jax.vmap`.
         num_lanes: Number of lanes; needed when no argument is mapped.
     """
+    if num_lanes is not None:
+        num_lanes = check_count("vmap_lanes", "num_lanes", num_lanes, least=0)
     return jax.vmap(fun, in_axes, axis_size=num_lanes, axis_name=LANE_AXIS)
 
 

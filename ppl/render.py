@@ -17,7 +17,7 @@ from motes.ppl.layout import Box, Layout, Point, layout
 from motes.ppl.model import Model
 from motes.ppl.nesting import Choices, merge
 from motes.ppl.structure import SiteRow, Sites, sites
-from motes.ppl.transforms import Conditioned
+from motes.ppl.transforms import Conditioned, as_target
 
 _MARGIN = 12.0
 _LOOP_ROOM = 26.0
@@ -78,8 +78,8 @@ def render(
         AddressError: If a constraint is on an unknown address.
     """
     constraints = constraints or {}
-    if isinstance(model, Conditioned):
-        model, constraints = model.model, merge(model.constraints, constraints)
+    target = as_target("render", model)
+    model, constraints = target.model, merge(target.constraints, constraints)
     entries = read_entries("render", constraints, model.program(*args).sites)
     observed = {format_path(path): e.mask is None for path, e in entries.items()}
     return Graph(sites(model, *args), observed)

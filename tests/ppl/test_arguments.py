@@ -15,6 +15,7 @@ from motes.ppl import (
     factor,
     masked,
     model,
+    render,
     sample,
     scope,
     select,
@@ -95,6 +96,7 @@ def test_targets_are_models(key, target):
         "unconstrained": lambda: unhooked(unconstrained)(target),
         "enumerate_choices": lambda: unhooked(enumerate_choices)(target),
         "importance_sampling": lambda: unhooked(importance_sampling)(key, target, 10),
+        "render": lambda: unhooked(render)(target),
     }
     for name, call in calls.items():
         with pytest.raises(TypeError, match=f"{name}: {words}"):
@@ -247,11 +249,6 @@ def test_traces_are_those_of_the_model(key):
     for name in ("regenerate", "project"):
         with pytest.raises(AddressError, match=f"{name}: .* none at address 'scale'"):
             calls[name](other)
-
-
-def test_models_are_made_of_functions():
-    with pytest.raises(TypeError, match="model: fun must be a function, got None"):
-        unhooked(model)(None)
 
 
 @pytest.mark.parametrize(

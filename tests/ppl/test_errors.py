@@ -7,7 +7,18 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 import pytest
 
-from motes.ppl import AddressError, ShapeError, factor, masked, model, sample, vmap
+from motes.ppl import (
+    AddressError,
+    ShapeError,
+    factor,
+    from_numpyro,
+    masked,
+    model,
+    sample,
+    vmap,
+    vmap_lanes,
+)
+from tests.hook import unhooked
 
 
 def normal(name="x"):
@@ -231,3 +242,12 @@ def test_custom_derivatives_around_sites_differentiate_the_body():
     location = model(lambda mean: around(mean))
     gradient = jax.grad(lambda mean: location.log_density({"x": 1.0}, mean))(0.5)
     assert float(gradient) == pytest.approx(0.5)
+
+
+def test_models_and_lanes_are_made_of_functions():
+    for call, name in [(model, "fun"), (from_numpyro, "fn"), (vmap, "fun")]:
+        words = f"{call.__name__}: {name} must be a function, got 3.0"
+        with pytest.raises(TypeError, match=words):
+            unhooked(call)(3.0)
+    with pytest.raises(TypeError, match="num_lanes must be an integer .*, got 2.0"):
+        unhooked(vmap_lanes)(normal, num_lanes=2.0)
