@@ -285,13 +285,3 @@ def test_families_of_first_and_move_must_agree(key):
         ValueError, match="one family and shape, got Normal and Laplace"
     ):
         broken.chain.simulate(key, 3, 1.0)
-
-
-@pytest.mark.parametrize("num_steps", [3.0, LEVEL, None])
-def test_numbers_of_steps_are_integers(num_steps, key):
-    with pytest.raises(TypeError, match="chain: num_steps must be an integer"):
-        local_level.chain.simulate(key, num_steps, LEVEL)
-    with pytest.raises(
-        ValueError, match="LinearGaussian: num_steps must be at least 1"
-    ):
-        local_level.marginal(0, LEVEL)
