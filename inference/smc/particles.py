@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Real
 
+from motes.ppl import ShapeError
+
 
 class DeadParticles(RuntimeError):
     """All particles have weight zero; `particles` holds the population at that step."""
@@ -56,6 +58,12 @@ class Particles(NamedTuple):
         """
         weights = self.weights
         values = self.state if values is None else values
+        for shape in map(jnp.shape, jax.tree.leaves(values)):
+            if shape[:1] != weights.shape:
+                raise ShapeError(
+                    f"mean: values must have the {weights.shape[0]} particles as leading "
+                    f"axis, got shape {shape}."
+                )
         return jax.tree.map(lambda x: jnp.tensordot(weights, x, 1), values)
 
     def quantile(

@@ -12,7 +12,7 @@ from motes.inference.smc import (
     resample_particles,
 )
 from motes.inference.smc.particles import from_log_weights
-from motes.ppl import condition, model, sample
+from motes.ppl import ShapeError, condition, model, sample
 from tests.oracles import TRUTH
 from tests.statistics import assert_log_evidence_unbiased, assert_mean_is
 
@@ -109,6 +109,15 @@ def test_impossible_data_are_reported(key):
 def test_number_of_particles_is_checked(key):
     with pytest.raises(ValueError, match="num_particles must be at least 1"):
         importance_sampling(key, normal, 0)
+
+
+@pytest.mark.parametrize("values", [jnp.zeros(3), jnp.zeros(()), [1.0, 2.0]])
+def test_means_are_over_particles(values):
+    particles = from_log_weights(jnp.zeros(4), jnp.zeros(4))
+    with pytest.raises(
+        ShapeError, match="mean: values must have the 4 particles as lea"
+    ):
+        particles.mean(values)
 
 
 def test_quantiles_count_weights_of_any_real_values():
