@@ -16,6 +16,7 @@ from motes.ppl.errors import (
     AddressError,
     Path,
     ShapeError,
+    describe,
     format_path,
     is_known,
     read_array,
@@ -47,7 +48,12 @@ def masked(value: Any, mask: Any) -> Masked:
             may be anything finite.
         mask: Booleans whose shape is a prefix of the shape of `value`.
     """
-    return Masked(value, jnp.asarray(mask, bool))
+    flags = None if mask is None else jnp.asarray(mask)
+    if flags is None or flags.dtype != bool:
+        raise TypeError(
+            f"masked: mask must hold booleans, got {describe(mask)}. The value is first."
+        )
+    return Masked(value, flags)
 
 
 class Entry(NamedTuple):

@@ -101,7 +101,11 @@ def test_sites_outside_a_model_are_refused():
             ValueError,
             "must lie in the support.*-1.0 at address 'scale'",
         ),
-        ({"steps": masked(jnp.zeros(3), jnp.ones(2))}, ShapeError, "mask must have"),
+        (
+            {"steps": masked(jnp.zeros(3), jnp.ones(2, bool))},
+            ShapeError,
+            "mask must have",
+        ),
     ],
 )
 def test_bad_constraints_are_refused(key, constraints, error, words):
@@ -127,6 +131,12 @@ def test_the_first_entry_outside_a_support_is_shown(key):
 def test_missing_choices_are_named(key):
     with pytest.raises(AddressError, match="none at address 'steps'"):
         walk.log_density({"scale": 1.0})
+
+
+@pytest.mark.parametrize("mask", [jnp.zeros(3), jnp.ones(3, int), None])
+def test_masks_are_booleans(mask):
+    with pytest.raises(TypeError, match="masked: mask must hold booleans, got"):
+        masked(jnp.ones(3, bool), mask)
 
 
 def test_masked_data_weigh_only_where_known(key):
