@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 from numpyro.distributions import constraints
 
 from motes.inference.exact.missing import OrMissing
-from motes.ppl.errors import ShapeError, check_count
+from motes.ppl.errors import ShapeError, check_count, is_known
 
 
 class LinearGaussian(eqx.Module):
@@ -36,6 +37,7 @@ class LinearGaussian(eqx.Module):
 
     Raises:
         ShapeError: If the parts do not fit together.
+        ValueError: If a part is known to hold NaN.
     """
 
     initial_mean: Float[Array, " D"]
@@ -53,17 +55,17 @@ class LinearGaussian(eqx.Module):
         size = jnp.shape(self.initial_mean)
         rows = jnp.shape(self.observation)[-2:-1] or (1,)
         later = (self.num_steps - 1,)
-        _check_shape("initial_mean", self.initial_mean, size[:1] or (1,))
-        _check_shape("initial_cov", self.initial_cov, size * 2)
-        _check_shape("transition", self.transition, size * 2, later)
-        _check_shape("transition_cov", self.transition_cov, size * 2, later)
+        _check_part("initial_mean", self.initial_mean, size[:1] or (1,))
+        _check_part("initial_cov", self.initial_cov, size * 2)
+        _check_part("transition", self.transition, size * 2, later)
+        _check_part("transition_cov", self.transition_cov, size * 2, later)
         every = (self.num_steps,)
-        _check_shape("observation", self.observation, (*rows, *size), every)
-        _check_shape("observation_cov", self.observation_cov, rows * 2, every)
+        _check_part("observation", self.observation, (*rows, *size), every)
+        _check_part("observation_cov", self.observation_cov, rows * 2, every)
         if self.transition_offset is not None:
-            _check_shape("transition_offset", self.transition_offset, size, later)
+            _check_part("transition_offset", self.transition_offset, size, later)
         if self.observation_offset is not None:
-            _check_shape("observation_offset", self.observation_offset, rows, every)
+            _check_part("observation_offset", self.observation_offset, rows, every)
 
     @property
     def support(self) -> Any:
@@ -204,17 +206,18 @@ def kalman_smoother(
     return filtered._replace(means=means, covs=covs)
 
 
-def _check_shape(
+def _check_part(
     name: str, array: Any, shape: tuple[int, ...], leading: tuple[int, ...] = ()
 ) -> None:
-    """Raise unless the array has the shape, with or without the leading axis of time."""
+    """Raise unless the array has the shape, or that with the leading axis of time."""
     found = jnp.shape(array)
-    if found in (shape, leading + shape):
-        return
-    over_time = f" or {leading + shape}" if leading else ""
-    raise ShapeError(
-        f"LinearGaussian: {name} must have shape {shape}{over_time} here, got {found}."
-    )
+    if found not in (shape, leading + shape):
+        over_time = f" or {leading + shape}" if leading else ""
+        raise ShapeError(
+            f"LinearGaussian: {name} must have shape {shape}{over_time} here, got {found}."
+        )
+    if is_known(array) and np.isnan(array).any():
+        raise ValueError(f"LinearGaussian: {name} must not be NaN, got {array}.")
 
 
 def _condition(mean: Array, cov: Array, value: Array, h: Array, r: Array) -> tuple:

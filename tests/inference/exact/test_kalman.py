@@ -174,3 +174,6 @@ def test_parts_that_do_not_fit_together_are_refused(key, part, shape, words):
     untyped(**whole)
     with pytest.raises(ShapeError, match=f"LinearGaussian: {part} must have .*{words}"):
         untyped(**whole | {part: jnp.zeros(shape)})
+    holes = jnp.full(whole[part].shape, jnp.nan)
+    with pytest.raises(ValueError, match=f"LinearGaussian: {part} must not be NaN"):
+        untyped(**whole | {part: holes})
