@@ -17,21 +17,29 @@ def from_cumulative(
 ) -> Int[Array, " M"]:
     """Turn the number of offspring of particles up to each into ancestors."""
     below = below.clip(0, num_draws)
+    cpu, default = (partial(f, num_draws=num_draws) for f in (count, mark))
+    return jax.lax.platform_dependent(below, alive, cpu=cpu, default=default)
 
-    def count(below: Array, alive: Array) -> Array:
-        slots = jnp.minimum(_count_below(below, num_draws), _last(alive))
-        return slots.astype(jnp.int32)
 
-    def mark(below: Array, alive: Array) -> Array:
-        # Where sums are rounded one by one they may grow at a weight of zero: only live
-        # particles are marked, and the one before takes what is left.
-        starts = jnp.concatenate([jnp.zeros((1,), below.dtype), below[:-1]])
-        where = jnp.where(alive & (starts < below), starts, num_draws)
-        index = jnp.arange(below.shape[0], dtype=jnp.int32)
-        marks = jnp.zeros((num_draws,), jnp.int32)
-        return jax.lax.cummax(marks.at[where].max(index, mode="drop"))
+def count(
+    below: Int[Array, " N"], alive: Bool[Array, " N"], num_draws: int
+) -> Int[Array, " M"]:
+    """Count, for each slot, the particles that come before its own; best on a CPU."""
+    slots = jnp.minimum(_count_below(below, num_draws), _last(alive))
+    return slots.astype(jnp.int32)
 
-    return jax.lax.platform_dependent(below, alive, cpu=count, default=mark)
+
+def mark(
+    below: Int[Array, " N"], alive: Bool[Array, " N"], num_draws: int
+) -> Int[Array, " M"]:
+    """Mark the first slot of each particle, and fill the others; for sums in parallel."""
+    # Where sums are rounded one by one they may grow at a weight of zero: only live
+    # particles are marked, and the one before takes what is left.
+    starts = jnp.concatenate([jnp.zeros((1,), below.dtype), below[:-1]])
+    where = jnp.where(alive & (starts < below), starts, num_draws)
+    index = jnp.arange(below.shape[0], dtype=jnp.int32)
+    marks = jnp.zeros((num_draws,), jnp.int32)
+    return jax.lax.cummax(marks.at[where].max(index, mode="drop"))
 
 
 def running_sum(values: Num[Array, " N"]) -> Num[Array, " N"]:

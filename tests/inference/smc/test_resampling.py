@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from motes.inference.smc import SCHEMES, optimal, systematic
+from motes.inference.smc.cumulative import count, mark
 from motes.inference.smc.resampling import fearnhead_clifford_scale
 from tests.oracles import TRUTH
 from tests.statistics import assert_mean_is
@@ -94,6 +95,25 @@ def test_rounding_revives_no_dead_particle(key, name):
 
     log_weights = jnp.where(dead, -jnp.inf, log_weights)
     assert sum(int(num_revived(k, log_weights)) for k in keys) == 0
+
+
+@pytest.mark.parametrize("ancestors", [count, mark])
+def test_both_ways_from_sums_to_ancestors_give_live_ones(key, ancestors):
+    """One is for a CPU, the other for sums that may grow at a weight of zero."""
+    num, (dead_key, count_key) = 500, jax.random.split(key)
+    dead = jax.random.bernoulli(dead_key, 0.5, (num,)).at[jnp.array([0, -1])].set(True)
+    counts = jnp.where(dead, 0, jax.random.poisson(count_key, 2.0, (num,)))
+    exact = jnp.repeat(jnp.arange(num), counts)
+    # Rounding may leave two slots over: the last of all takes them.
+    found = ancestors(jnp.cumsum(counts), ~dead, exact.size + 2)
+    np.testing.assert_array_equal(found[:-2], exact)
+    assert not np.asarray(dead)[np.asarray(found)].any()
+
+
+def test_slots_that_rounding_gives_to_the_dead_go_to_the_one_before():
+    alive = jnp.array([False, True, False, True, False])
+    found = mark(jnp.array([0, 2, 3, 4, 5]), alive, 5)
+    assert found.tolist() == [1, 1, 1, 3, 3]
 
 
 def sorted_scale(weights, num_draws):
