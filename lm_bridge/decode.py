@@ -6,7 +6,6 @@ All give unbiased evidence: $E[\hat Z] = \sum_y p_\text{LM}(y)\phi(y)$.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -200,8 +199,8 @@ def stream(
     how: Any = {"resample": resample, "ess_threshold": ess_threshold}
     try:
         for particles in steps(key, program, num_particles, **how):
-            records.append(_record(particles))
-            history = jax.tree.map(lambda *leaves: jnp.stack(leaves), *records)
+            records.append(jax.tree.map(np.asarray, _record(particles)))
+            history = jax.tree.map(lambda *leaves: np.stack(leaves), *records)
             yield _result(particles, history, max_tokens)
             if bool(particles.state.finished.all()):
                 return
@@ -222,7 +221,7 @@ def _by_prompt(history: History, shape: tuple[int, int]) -> History:
     return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), history)
 
 
-def _result(particles: Particles, history: History, max_tokens: int) -> Decoded:
+def _result(particles: Particles, history: Any, max_tokens: int) -> Decoded:
     """Leave out what the bucket has beyond `max_tokens` and beyond the last step.
 
     Inside a caller's `jit` the number of steps is not known: the last is repeated.
@@ -234,9 +233,9 @@ def _result(particles: Particles, history: History, max_tokens: int) -> Decoded:
                 "decode: potential and critic must give log-weights below +inf, got NaN "
                 "or +inf for some text. Check the function that weighs."
             )
-        axis, last = history.ess.ndim - 1, int(spent.steps)
-        cut = partial(jax.lax.slice_in_dim, start_index=0, limit_index=last, axis=axis)
-        history = jax.tree.map(cut, history)
+        # By NumPy: on a device each number of steps would be compiled anew.
+        used = (slice(None),) * (history.ess.ndim - 1) + (slice(int(spent.steps)),)
+        history = jax.tree.map(lambda x: jax.device_put(np.asarray(x)[used]), history)
     texts = (state.tokens[:, :max_tokens], state.lengths, state.finished)
     weights = (particles.log_weights, particles.log_evidence)
     return Decoded(*texts, *weights, history, spent)

@@ -72,18 +72,19 @@ def reject(
                 f"{num_texts - missing} of {num_texts}. Use decode, or a sharper sampler."
             )
         key, draw_key, accept_key = jax.random.split(key, 3)
-        texts, spent, rows = _accept(draw_key, accept_key, tries, log_bound)
+        drawn, spent, rows = _accept(draw_key, accept_key, tries, log_bound)
         rows = rows[:missing]
         num_tries += int(rows[-1]) + 1 if len(rows) == missing else batch
         missing -= len(rows)
         if len(rows) > 0:
-            kept.append([np.asarray(leaf)[rows] for leaf in texts])
+            kept.append([np.asarray(leaf)[rows] for leaf in drawn])
         budget = spent if budget is None else jax.tree.map(jnp.add, budget, spent)
-    tokens, lengths, finished = (jnp.concatenate(x) for x in zip(*kept, strict=True))
+    # By NumPy: on a device each list of sizes would be compiled anew.
+    texts = [jax.device_put(np.concatenate(x)) for x in zip(*kept, strict=True)]
     rate = (num_texts - 1) / (num_tries - 1) if num_texts > 1 else 1 / num_tries
     log_evidence = jnp.asarray(log_bound + np.log(rate))
     weights = jnp.zeros(num_texts, log_evidence.dtype)
-    return Decoded(tokens, lengths, finished, weights, log_evidence, None, budget)
+    return Decoded(*texts, weights, log_evidence, None, budget)
 
 
 def _accept(
