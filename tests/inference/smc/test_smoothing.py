@@ -110,7 +110,7 @@ def test_variance_estimate_is_near_for_multinomial_resampling_alone(key):
     def one(resample, keys):
         def single(key):
             options = {"resample": resample, "collect": keep_ancestors}
-            particles, ancestors = run(key, PROGRAM, 200, **options)
+            particles, ancestors = run(key, PROGRAM, 100, **options)
             evidence = jnp.exp(particles.log_evidence - AR1["log_likelihood"])
             return evidence, relative_variance(particles, ancestors)
 
@@ -118,10 +118,10 @@ def test_variance_estimate_is_near_for_multinomial_resampling_alone(key):
 
     ratios = {}
     for resample in (multinomial, systematic):
-        evidence, estimate = one(resample, jax.random.split(key, 3000))
+        evidence, estimate = one(resample, jax.random.split(key, 2500))
         ratios[resample] = float(estimate.mean() / evidence.var())
-    # Standard errors are 0.03; systematic resampling keeps too many families.
-    assert ratios[multinomial] == pytest.approx(1.0, abs=0.12)
+    # Standard errors are 0.04; systematic resampling keeps too many families.
+    assert ratios[multinomial] == pytest.approx(1.0, abs=0.15)
     assert ratios[systematic] < 0.75
 
 
