@@ -80,11 +80,12 @@ def reject(
             kept.append([np.asarray(leaf)[rows] for leaf in drawn])
         budget = spent if budget is None else jax.tree.map(jnp.add, budget, spent)
     # By NumPy: on a device each list of sizes would be compiled anew.
-    texts = [jax.device_put(np.concatenate(x)) for x in zip(*kept, strict=True)]
+    joined = (np.concatenate(parts) for parts in zip(*kept, strict=True))
+    tokens, lengths, finished = (jax.device_put(leaf) for leaf in joined)
     rate = (num_texts - 1) / (num_tries - 1) if num_texts > 1 else 1 / num_tries
     log_evidence = jnp.asarray(log_bound + np.log(rate))
     weights = jnp.zeros(num_texts, log_evidence.dtype)
-    return Decoded(*texts, weights, log_evidence, None, budget)
+    return Decoded(tokens, lengths, finished, weights, log_evidence, None, budget)
 
 
 def _accept(
