@@ -30,14 +30,15 @@ class Budget(NamedTuple):
         generated: Tokens drawn for unfinished texts, ends counted.
         forwarded: Tokens that went through a language model after the prompt, those of
             finished texts beside unfinished ones counted.
-        checks: Tokens that the potential was asked about.
+        checks: Tokens that the potential was asked about; a float, as they may be more
+            than an integer of 32 bits holds.
         critic_calls: Texts that the critic was asked about.
     """
 
     steps: Int[Array, ""]
     generated: Int[Array, ""]
     forwarded: Int[Array, ""]
-    checks: Int[Array, ""]
+    checks: Float[Array, ""]
     critic_calls: Int[Array, ""]
 
 
@@ -140,7 +141,7 @@ class Decoding:
             None if one is None else one.init(num_particles, self.bucket)
             for one in (self.potential, self.critic)
         ]
-        dtype = self.lm.next_log_probs(lm_state).dtype
+        dtype, zero = self.lm.next_log_probs(lm_state).dtype, jnp.zeros((), jnp.int32)
         log_weights = jnp.zeros(num_particles, dtype)
         log_critic = log_weights
         if self.critic is not None:
@@ -154,7 +155,7 @@ class Decoding:
             *memories,
             log_critic,
             jnp.full((num_particles, self.unit_tokens), -1, jnp.int32),
-            Budget(*[jnp.zeros((), jnp.int32)] * 5),
+            Budget(*[zero] * 3, jnp.zeros((), float), zero),
         )
         return state, log_weights
 
@@ -241,7 +242,7 @@ class Decoding:
         drawn = state.drawn.at[:, at].set(jnp.where(alive, tokens, -1))
         spent = state.spent._replace(
             generated=state.spent.generated + jnp.sum(grows, dtype=jnp.int32),
-            checks=state.spent.checks + jnp.asarray(num_checks, jnp.int32),
+            checks=state.spent.checks + jnp.asarray(num_checks, float),
         )
         finished = state.finished | (grows & ~longer)
         state = state._replace(drawn=drawn, spent=spent, finished=finished)

@@ -245,6 +245,17 @@ def test_the_budget_counts_what_was_used(key):
     assert grown.sum() < len(drawn)
 
 
+def test_checks_may_be_more_than_an_integer_holds(key):
+    def much_asked(key, log_probs, context):
+        return locally_constrained(key, log_probs, context)._replace(
+            num_checks=jnp.asarray(2**30, jnp.int32)
+        )
+
+    found = decode(key, TABLE, (), 5, 4, BOTH, sampler=much_asked)
+    assert int(found.budget.checks) == 2**30 * int(found.budget.steps)
+    assert int(found.budget.steps) > 2
+
+
 @pytest.mark.parametrize("size", [6, 64, 150])
 def test_inverse_cdf_draws_have_their_probabilities(key, size):
     possible = np.arange(size) % 3 == 1
