@@ -9,8 +9,11 @@ import os
 import zlib
 from pathlib import Path
 
-import jax
-import pytest
+# Most of the time goes into compiling many small programs: leave LLVM's part out.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 # `JAX_CACHE` names another folder for compiled programs, for example one kept by CI.
 _CACHE = Path(__file__).resolve().parents[1] / ".jax_cache"
