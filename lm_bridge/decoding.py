@@ -142,8 +142,7 @@ class Decoding:
             for one in (self.potential, self.critic)
         ]
         dtype, zero = self.lm.next_log_probs(lm_state).dtype, jnp.zeros((), jnp.int32)
-        log_weights = jnp.zeros(num_particles, dtype)
-        log_critic = log_weights
+        log_critic = log_weights = jnp.zeros(num_particles, dtype)
         if self.critic is not None:
             log_critic = self.critic.log_prefix(memories[1]).astype(dtype)
         state = DecodeState(
@@ -152,10 +151,11 @@ class Decoding:
             jnp.zeros(num_particles, bool),
             lm_state,
             proposal,
-            *memories,
+            memories[0],
+            memories[1],
             log_critic,
             jnp.full((num_particles, self.unit_tokens), -1, jnp.int32),
-            Budget(*[zero] * 3, jnp.zeros((), float), zero),
+            Budget(zero, zero, zero, zero.astype(float), zero),
         )
         return state, log_weights
 
