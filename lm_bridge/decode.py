@@ -224,7 +224,7 @@ def _by_prompt(history: History, shape: tuple[int, int]) -> History:
 def _result(particles: Particles, history: Any, max_tokens: int) -> Decoded:
     """Leave out what the bucket has beyond `max_tokens` and beyond the last step.
 
-    Inside a caller's `jit` the number of steps is not known: the last is repeated.
+    Inside a caller's `jit` the number of steps is not known: further ones draw nothing.
     """
     state, spent = particles.state, particles.state.spent
     if not isinstance(spent.steps, Tracer):
@@ -236,6 +236,10 @@ def _result(particles: Particles, history: Any, max_tokens: int) -> Decoded:
         # By NumPy: on a device each number of steps would be compiled anew.
         used = (slice(None),) * (history.ess.ndim - 1) + (slice(int(spent.steps)),)
         history = jax.tree.map(lambda x: jax.device_put(np.asarray(x)[used]), history)
+    else:
+        unused = jnp.arange(history.tokens.shape[-3])[:, None, None] >= spent.steps
+        unused = jnp.broadcast_to(unused, history.tokens.shape)
+        history = history._replace(tokens=jnp.where(unused, -1, history.tokens))
     texts = (state.tokens[:, :max_tokens], state.lengths, state.finished)
     weights = (particles.log_weights, particles.log_evidence)
     return Decoded(*texts, *weights, history, spent)

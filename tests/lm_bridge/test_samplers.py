@@ -172,9 +172,15 @@ def test_prompts_of_a_batch_are_apart(key):
 
 
 def test_history_leads_to_the_final_texts(key):
-    one = decode(key, TABLE, (), 7, 4, BOTH, unit=Unit(2), ess_threshold=1.0)
+    options = {"unit": Unit(2), "ess_threshold": 1.0}
+    one = decode(key, TABLE, (), 7, 4, BOTH, **options)
+    # Inside `jit` there are rows for steps that were not needed.
+    inside = jax.jit(lambda k: decode(k, TABLE, (), 7, 4, BOTH, **options))(key)
+    unused = inside.history.tokens[len(one.history.tokens) :]
+    assert unused.size > 0
+    assert (unused == -1).all()
     batch = decode_batch(key, TABLE, [(), (1,)], 7, 4, BOTH, ess_threshold=0.9)
-    for found in (one, batch.of_prompt(0), batch.of_prompt(1)):
+    for found in (one, inside, batch.of_prompt(0), batch.of_prompt(1)):
         texts = [()] * 7
         for tokens, parents in zip(
             np.asarray(found.history.tokens),
