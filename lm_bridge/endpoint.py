@@ -8,7 +8,7 @@ not be had ends in one `EndpointError` that carries everything that was finished
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -122,35 +122,18 @@ class Endpoint:
                 f"complete: finished must have one entry for each of {len(prompts)} "
                 f"prompts, got {len(results)}."
             )
-        pace = _Pace(self.requests_per_second)
-        failed = threading.Event()
-        faults: dict[int, Exception] = {}
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
-        def work(client: httpx.Client, n: int) -> None:
-            body = {
-                "model": self.model, "prompt": prompts[n], "max_tokens": max_tokens,
-                "logprobs": self.num_top, "temperature": 1.0, "top_p": 1.0,
-                "seed": (seed * 1_000_003 + n) % 2**31,
-            }  # fmt: skip
-            body |= {"stop": list(stop)} if stop else {}
-            try:
-                results[n] = found = self._ask(client, body, pace, failed)
-            except _Fault as fault:
-                faults[n] = fault
-                failed.set()
-                return
+        def arrived(n: int, found: Completion) -> None:
+            results[n] = found
             if keep is not None:
                 keep(n, found)
 
-        # Reading the certificates takes longer than a request on this machine.
-        is_safe = self.base_url.startswith("https")
-        with httpx.Client(
-            headers=headers, timeout=self.timeout, verify=is_safe
-        ) as client:
-            with ThreadPoolExecutor(self.max_concurrency) as pool:
-                missing = [n for n, result in enumerate(results) if result is None]
-                list(pool.map(lambda n: work(client, n), missing))
+        bodies = {}
+        for n, prompt in enumerate(prompts):
+            if results[n] is None:
+                own_seed = (seed * 1_000_003 + n) % 2**31
+                bodies[n] = self._body(prompt, max_tokens, own_seed, stop)
+        faults = self._ask_all(bodies, arrived)
         if faults:
             done = sum(result is not None for result in results)
             n = min(faults, key=lambda i: str(faults[i]) == _STOPPED)
@@ -162,6 +145,44 @@ class Endpoint:
                 fault,
             )
         return [result for result in results if result is not None]
+
+    def _body(
+        self, prompt: str, max_tokens: int, seed: int, stop: Sequence[str]
+    ) -> dict[str, Any]:
+        body = {
+            "model": self.model, "prompt": prompt, "max_tokens": max_tokens,
+            "logprobs": self.num_top, "temperature": 1.0, "top_p": 1.0, "seed": seed,
+        }  # fmt: skip
+        return body | ({"stop": list(stop)} if stop else {})
+
+    def _ask_all(
+        self,
+        bodies: Mapping[int, dict[str, Any]],
+        arrived: Callable[[int, Completion], None],
+    ) -> dict[int, Exception]:
+        """Send requests side by side until one fails for good; return what failed."""
+        pace, failed = _Pace(self.requests_per_second), threading.Event()
+        faults: dict[int, Exception] = {}
+
+        def work(client: httpx.Client, n: int) -> None:
+            try:
+                found = self._ask(client, bodies[n], pace, failed)
+            except _Fault as fault:
+                faults[n] = fault
+                failed.set()
+            else:
+                arrived(n, found)
+
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        options: dict[str, Any] = {"headers": headers, "timeout": self.timeout}
+        # Reading certificates takes longer than a request to a server nearby.
+        options["verify"] = self.base_url.startswith("https")
+        with (
+            httpx.Client(**options) as client,
+            ThreadPoolExecutor(self.max_concurrency) as pool,
+        ):
+            list(pool.map(lambda n: work(client, n), bodies))
+        return faults
 
     def _ask(
         self,
