@@ -66,14 +66,29 @@ def attend_stretches(
 
 def _mix(weights: Float[Array, "P N K G S"], stretch: Stretch) -> Array:
     """Return the weighted sum of one stretch's values, in float32."""
-    own, values = "n" if stretch.values.ndim == 5 else "", stretch.values
-    spec = f"pnkgs,p{own}ksd->pnkgd"
-    return jnp.einsum(spec, weights.astype(values.dtype), values).astype(jnp.float32)
+    weights, values = weights.astype(stretch.values.dtype), stretch.values
+    if values.ndim == 5:
+        mixed = jnp.einsum("pnkgs,pnksd->pnkgd", weights, values)
+    else:
+        mixed = _over_heads(weights, values)
+    return mixed.astype(jnp.float32)
 
 
 def _scores(grouped: Float[Array, "P N K G D"], stretch: Stretch) -> Array:
     """Return the masked scores of one stretch, in float32."""
-    own = "n" if stretch.keys.ndim == 5 else ""
-    scores = jnp.einsum(f"pnkgd,p{own}ksd->pnkgs", grouped, stretch.keys)
+    if stretch.keys.ndim == 5:
+        scores = jnp.einsum("pnkgd,pnksd->pnkgs", grouped, stretch.keys)
+    else:
+        scores = _over_heads(grouped, stretch.keys.swapaxes(-1, -2))
     mask = jnp.broadcast_to(stretch.mask[:, :, None, None, :], scores.shape)
     return jnp.where(mask, scores.astype(jnp.float32), -jnp.inf)
+
+
+def _over_heads(
+    rows: Float[Array, "P N K G A"], matrices: Float[Array, "P K A B"]
+) -> Float[Array, "P N K G B"]:
+    """Multiply the rows of all particles by the matrix of their prompt and head."""
+    num, groups = rows.shape[1], rows.shape[3]
+    stacked = rows.swapaxes(1, 2).reshape(*matrices.shape[:2], num * groups, -1)
+    product = stacked @ matrices
+    return product.reshape(*matrices.shape[:2], num, groups, -1).swapaxes(1, 2)
