@@ -153,7 +153,7 @@ def log_density_rows(repeats: int) -> list[Row]:
 def filter_rows(repeats: int, quick: bool) -> list[Row]:
     ys = volatility.simulate(KEY, 1000)["y"]
     sizes = [("bootstrap filter", 100, 10_000, 1.05)]
-    sizes += [("adaptive filter", 1000, 10_000 if quick else 100_000, 1.1)]
+    sizes += [("adaptive filter", 200 if quick else 1000, 100_000, 1.1)]
     rows = []
     for name, num_steps, num, bar in sizes:
         data = ys[:num_steps]
@@ -203,7 +203,7 @@ def particles_filter(data: np.ndarray, num: int):
 def main() -> None:
     options = arguments((__doc__ or "").splitlines()[0])
     repeats = 11 if options.quick else 41
-    rows = log_density_rows(repeats) + importance_rows(repeats)
+    rows = log_density_rows(101) + importance_rows(repeats)
     rows += filter_rows(repeats, options.quick)
     rows += genjax_rows(repeats)
     if not options.quick:
