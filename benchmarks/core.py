@@ -135,7 +135,7 @@ def log_density_rows(repeats: int) -> list[Row]:
                     lambda f=hand, a=at: f(a),
                     1.02,
                     repeats,
-                    inner=20,
+                    inner=100,
                 )
             )
     rows.append(
