@@ -108,7 +108,8 @@ def decode(
             twist, multiplied in after a unit and divided out after the next.
         proposal: Another language model and its prompt, such as the same model with a
             hint: tokens are drawn from it and weighed by the ratio of probabilities. It
-            must give every token that may follow a positive probability.
+            must give every token that may follow a positive probability; where it seldom
+            draws what is probable, no effective sample size tells.
         sampler: How a token is drawn: `locally_constrained`, `adaptive_rejection` or
             `weighed_after`.
         unit: What is drawn between two resampling steps; one token, if not given.
