@@ -23,11 +23,12 @@ def sample(density: dist.Distribution, key: Any, sizes: tuple[int, ...] = ()) ->
 
 
 @jax.custom_jvp
-def log_gamma(
+def gamma(
     concentration: Float[Array, "*lanes"], key: Key[Array, ""]
-) -> Float[Array, "*lanes"]:
-    """Draw the logs of independent Gamma(concentration, 1) variables.
+) -> tuple[Float[Array, "*lanes"], Float[Array, "*lanes"]]:
+    """Draw independent Gamma(concentration, 1) variables; return them and their logs.
 
+    Each is precise where the other is not: logs of tiny draws, draws of a large mean.
     Exact; NaN where the concentration is not positive and finite. Tangents are those of
     implicit reparametrization (Figurnov et al. 2018, equation 8).
 
@@ -37,42 +38,41 @@ def log_gamma(
     valid = (concentration > 0) & jnp.isfinite(concentration)
     boosted = concentration + (concentration < 1)
     d = boosted - 1 / 3
+    root = jnp.sqrt(9 * d)
 
     def propose(state: Any) -> Any:
         key, log_v, open_lanes = state
         key, key_x, key_e = jax.random.split(key, 3)
         x = jax.random.normal(key_x, d.shape, d.dtype)
-        v = (1 + x / jnp.sqrt(9 * d)) ** 3
-        log_new = jnp.log(jnp.where(v > 0, v, 1))
-        height = x * x / 2 + d * (1 - v + log_new)
-        accepted = (v > 0) & (-jax.random.exponential(key_e, d.shape, d.dtype) < height)
-        log_v = jnp.where(open_lanes, log_new, log_v)
+        t = x / root  # v = (1 + t)^3; the difference of large terms is taken by hand
+        possible = t > -1
+        log_t = jnp.log1p(jnp.where(possible, t, 0))
+        height = x * x / 6 + d * (3 * (log_t - t) - t**3)
+        fall = jax.random.exponential(key_e, d.shape, d.dtype)
+        accepted = possible & (-fall < height)
+        log_v = jnp.where(open_lanes, 3 * log_t, log_v)
         return key, log_v, open_lanes & ~accepted
 
     key, key_boost = jax.random.split(key)
     state = (key, jnp.zeros_like(d), valid)
     _, log_v, _ = jax.lax.while_loop(lambda state: state[2].any(), propose, state)
     fall = jax.random.exponential(key_boost, d.shape, d.dtype) / concentration
-    log_draw = jnp.log(d) + log_v - jnp.where(concentration < 1, fall, 0)
-    return jnp.where(valid, log_draw, jnp.nan)
+    log_ratio = jnp.where(valid, log_v - jnp.where(concentration < 1, fall, 0), jnp.nan)
+    draw = jnp.maximum(d * jnp.exp(log_ratio), jnp.finfo(d.dtype).tiny)
+    return draw, jnp.log(d) + log_ratio
 
 
-@log_gamma.defjvp
-def _log_gamma_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+@gamma.defjvp
+def _gamma_jvp(primals: Any, tangents: Any) -> tuple[Any, Any]:
     concentration, key = primals
-    log_draw = log_gamma(concentration, key)
-    draw = _positive(log_draw)
-    slope = jax.lax.random_gamma_grad(concentration, draw) / draw
-    return log_draw, slope * tangents[0]
+    draw, log_draw = gamma(concentration, key)
+    slope = jax.lax.random_gamma_grad(concentration, draw) * tangents[0]
+    return (draw, log_draw), (slope, slope / draw)
 
 
-def _positive(log_value: Array) -> Array:
-    return jnp.maximum(jnp.exp(log_value), jnp.finfo(log_value.dtype).tiny)
-
-
-def _log_gamma_of(concentration: Any, key: Any, shape: tuple[int, ...]) -> Array:
+def _gamma_of(concentration: Any, key: Any, shape: tuple[int, ...]) -> Any:
     concentration = jnp.asarray(concentration, jnp.result_type(float))
-    return log_gamma(jnp.broadcast_to(concentration, shape), key)
+    return gamma(jnp.broadcast_to(concentration, shape), key)
 
 
 def _inside_unit(value: Array) -> Array:
@@ -80,37 +80,37 @@ def _inside_unit(value: Array) -> Array:
     return jnp.clip(value, limits.tiny, 1 - limits.eps)
 
 
-def _gamma(density: Any, key: Any, shape: tuple[int, ...]) -> Array:
-    return _positive(_log_gamma_of(density.concentration, key, shape)) / density.rate
+def _scaled_gamma(density: Any, key: Any, shape: tuple[int, ...]) -> Array:
+    return _gamma_of(density.concentration, key, shape)[0] / density.rate
 
 
 def _inverse_gamma(density: Any, key: Any, shape: tuple[int, ...]) -> Array:
-    return density.rate / _positive(_log_gamma_of(density.concentration, key, shape))
+    return density.rate / _gamma_of(density.concentration, key, shape)[0]
 
 
 def _beta(density: Any, key: Any, shape: tuple[int, ...]) -> Array:
     key_one, key_zero = jax.random.split(key)
-    log_one = _log_gamma_of(density.concentration1, key_one, shape)
-    log_zero = _log_gamma_of(density.concentration0, key_zero, shape)
+    _, log_one = _gamma_of(density.concentration1, key_one, shape)
+    _, log_zero = _gamma_of(density.concentration0, key_zero, shape)
     return _inside_unit(jax.nn.sigmoid(log_one - log_zero))
 
 
 def _dirichlet(density: Any, key: Any, shape: tuple[int, ...]) -> Array:
     shape = shape + density.event_shape
-    log_gammas = _log_gamma_of(density.concentration, key, shape)
+    _, log_gammas = _gamma_of(density.concentration, key, shape)
     return _inside_unit(jax.nn.softmax(log_gammas, -1))
 
 
 def _student_t(density: Any, key: Any, shape: tuple[int, ...]) -> Array:
     key_normal, key_gamma = jax.random.split(key)
-    half_chi2 = _positive(_log_gamma_of(density.df / 2, key_gamma, shape))
+    half_chi2, _ = _gamma_of(density.df / 2, key_gamma, shape)
     normal = jax.random.normal(key_normal, shape, half_chi2.dtype)
     return density.loc + density.scale * normal * jnp.sqrt(density.df / 2 / half_chi2)
 
 
 _DRAWS: dict[type, Callable[[Any, Any, tuple[int, ...]], Array]] = {
-    dist.Gamma: _gamma,
-    dist.Chi2: _gamma,
+    dist.Gamma: _scaled_gamma,
+    dist.Chi2: _scaled_gamma,
     dist.InverseGamma: _inverse_gamma,
     dist.Beta: _beta,
     dist.Dirichlet: _dirichlet,

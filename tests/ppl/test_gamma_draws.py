@@ -44,9 +44,11 @@ def test_draws_have_their_distribution(key, name, lanes):
 @pytest.mark.parametrize("concentration", [0.3, 1.0, 5.0])
 def test_tangent_is_that_of_the_distribution_function(key, concentration, dtype):
     a = jnp.full((50,), concentration, dtype)
-    log_draw, tangent = jax.jvp(
-        lambda x: gamma_draws.log_gamma(x, key), (a,), (jnp.ones_like(a),)
+    (draw, log_draw), (slope, tangent) = jax.jvp(
+        lambda x: gamma_draws.gamma(x, key), (a,), (jnp.ones_like(a),)
     )
+    np.testing.assert_allclose(jnp.log(draw), log_draw, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(slope, tangent * draw, rtol=1e-5)
     assert log_draw.dtype == tangent.dtype == dtype
     x, step = np.exp(np.asarray(log_draw, np.float64)), 1e-5
     low = special.gammainc(concentration - step, x)
@@ -59,7 +61,7 @@ def test_tangent_is_that_of_the_distribution_function(key, concentration, dtype)
 
 def test_bad_concentrations_are_nan_and_end(key):
     bad = jnp.array([2.0, 0.0, -1.0, jnp.nan, jnp.inf])
-    draws = gamma_draws.log_gamma(bad, key)
+    draws, _ = gamma_draws.gamma(bad, key)
     np.testing.assert_array_equal(jnp.isnan(draws), [False, True, True, True, True])
 
 
@@ -70,6 +72,12 @@ def test_lanes_are_independent_and_small_draws_stay_positive(key):
 
     draws = many.simulate(key)["x"]
     assert (draws > 0).all()
-    large = gamma_draws.log_gamma(jnp.full((2, NUM), 2.0), key)
+    large, _ = gamma_draws.gamma(jnp.full((2, NUM), 2.0), key)
     correlation = np.corrcoef(large)[0, 1]
     assert abs(correlation) < 5 / np.sqrt(NUM)
+
+
+def test_large_concentrations_are_right_in_single_precision(key):
+    draws, _ = gamma_draws.gamma(jnp.full((NUM,), 1e9, jnp.float32), key)
+    standard = (np.asarray(draws, np.float64) - 1e9) / 1e9**0.5
+    assert scipy.stats.kstest(standard, scipy.stats.norm.cdf).pvalue > LEVEL
