@@ -6,6 +6,7 @@ prompt, the particle's own suffix and the token itself, meet in one softmax.
 """
 
 from functools import reduce
+from itertools import accumulate
 from typing import NamedTuple
 
 import jax
@@ -56,12 +57,14 @@ def attend_stretches(
 ) -> Float[Array, "P N W"]:
     """Let each particle's token attend to all unmasked slots of all stretches."""
     grouped = group_heads(query, stretches[0].keys.shape[-3])
-    scores = [_scores(grouped, stretch) for stretch in stretches]
-    top = reduce(jnp.maximum, [s.max(axis=-1, keepdims=True) for s in scores])
-    weights = [jnp.exp(s - top) for s in scores]
-    total = reduce(jnp.add, [w.sum(axis=-1, keepdims=True) for w in weights])
-    out = reduce(jnp.add, map(_mix, weights, stretches))
-    return (out / total).astype(query.dtype).reshape(*query.shape[:2], -1)
+    scores = jnp.concatenate([_scores(grouped, s) for s in stretches], axis=-1)
+    mask = jnp.concatenate([stretch.mask for stretch in stretches], axis=-1)
+    mask = jnp.broadcast_to(mask[:, :, None, None, :], scores.shape)
+    weights = jax.nn.softmax(jnp.where(mask, scores, -jnp.inf))
+    ends = list(accumulate(stretch.mask.shape[-1] for stretch in stretches))
+    parts = jnp.split(weights, ends[:-1], axis=-1)
+    out = reduce(jnp.add, map(_mix, parts, stretches))
+    return out.astype(query.dtype).reshape(*query.shape[:2], -1)
 
 
 def _mix(weights: Float[Array, "P N K G S"], stretch: Stretch) -> Array:
@@ -75,13 +78,12 @@ def _mix(weights: Float[Array, "P N K G S"], stretch: Stretch) -> Array:
 
 
 def _scores(grouped: Float[Array, "P N K G D"], stretch: Stretch) -> Array:
-    """Return the masked scores of one stretch, in float32."""
+    """Return the scores of one stretch, in float32."""
     if stretch.keys.ndim == 5:
         scores = jnp.einsum("pnkgd,pnksd->pnkgs", grouped, stretch.keys)
     else:
         scores = _over_heads(grouped, stretch.keys.swapaxes(-1, -2))
-    mask = jnp.broadcast_to(stretch.mask[:, :, None, None, :], scores.shape)
-    return jnp.where(mask, scores.astype(jnp.float32), -jnp.inf)
+    return scores.astype(jnp.float32)
 
 
 def _over_heads(
