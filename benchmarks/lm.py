@@ -206,7 +206,8 @@ def peak_row(setup: Setup, repeats: int) -> Row:
     head = config.vocab_size * config.hidden_size
     positions = len(setup.prompt) + (length + 1) / 2
     attention = 2 * config.num_layers * config.hidden_size * positions
-    flops = 2 * num * length * (blocks + head + attention)
+    # The head also tells how probable it is that the last token was the last.
+    flops = 2 * num * (length * (blocks + attention) + (length + 1) * head)
     side = 1024
     square = jnp.ones((side, side), jnp.float32)
     product = jax.jit(lambda a: a @ a)
