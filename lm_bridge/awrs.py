@@ -120,16 +120,6 @@ def _draw_geometric(
     return Draw(accepted[0], log_weight, len(verdicts))
 
 
-class _Visit(NamedTuple):
-    """One particle's visit: scores of what is not visited, and -1 or what was found."""
-
-    scores: Float[Array, " V"]
-    token: Int[Array, ""]
-    after: Int[Array, ""]
-    num_checks: Int[Array, ""]
-    done: Array
-
-
 def draw_tokens(
     key: Key[Array, ""],
     log_probs: Float[Array, "N V"],
@@ -153,26 +143,21 @@ def draw_tokens(
 def _visit(
     log_probs: Array, scores: Array, allowed: Array
 ) -> tuple[Array, Array, Array]:
-    none, ids = jnp.full((), -1, jnp.int32), jnp.arange(log_probs.shape[0])
-    start = _Visit(scores, none, none, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
-
-    def check_next(visit: _Visit) -> _Visit:
-        token = jnp.argmax(visit.scores).astype(jnp.int32)
-        exhausted = jnp.isneginf(visit.scores[token])
-        passes, found = allowed[token] & ~exhausted, visit.token >= 0
-        return _Visit(
-            visit.scores.at[token].set(-jnp.inf),
-            jnp.where(~found & passes, token, visit.token),
-            jnp.where(found & ~exhausted, token, visit.after),
-            visit.num_checks + ~exhausted,
-            found | exhausted,
-        )
-
-    end = jax.lax.while_loop(lambda visit: ~visit.done, check_next, start)
+    """Find what a visit in the order of `scores` would, without visiting."""
+    ids, possible = jnp.arange(log_probs.shape[0]), ~jnp.isneginf(scores)
+    passes = allowed & possible
+    token = jnp.argmax(jnp.where(passes, scores, -jnp.inf))
+    level = scores[token]
+    is_before = (scores > level) | ((scores == level) & (ids < token))
+    is_after = possible & ~is_before & (ids != token)
+    after = jnp.argmax(jnp.where(is_after, scores, -jnp.inf))
+    next_fails = is_after.any() & ~allowed[after]
     # Summed anew: one minus what was rejected would leave nothing but rounding.
-    is_left = ~jnp.isneginf(end.scores) | (ids == end.token) | (ids == end.after)
-    log_left = jax.nn.logsumexp(log_probs, where=is_left)
-    next_fails = (end.after >= 0) & ~allowed[end.after]
-    log_weight = jnp.where(next_fails, log_probs[end.token], log_left)
-    log_weight = jnp.where(end.token < 0, -jnp.inf, log_weight)
-    return jnp.maximum(end.token, 0), log_weight, end.num_checks
+    log_left = jax.nn.logsumexp(log_probs, where=~is_before)
+    log_weight = jnp.where(next_fails, log_probs[token], log_left)
+    num_visited = is_before.sum() + 1 + is_after.any()
+    return (
+        token.astype(jnp.int32),
+        jnp.where(passes.any(), log_weight, -jnp.inf),
+        jnp.where(passes.any(), num_visited, possible.sum()).astype(jnp.int32),
+    )

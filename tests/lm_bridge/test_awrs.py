@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motes.lm_bridge.awrs import draw_token, draw_tokens, visit_in_order
+from motes.lm_bridge.awrs import _visit, draw_token, draw_tokens, visit_in_order
 from tests.statistics import assert_mean_is
 
+VISIT = jax.jit(_visit)
 PROBS = np.array([0.5, 0.2, 0.15, 0.1, 0.05])
 CASES = {
     "all pass": (np.array([1, 1, 1, 1, 1]), 2.00),
@@ -49,6 +50,22 @@ def test_device_form_is_properly_weighted(key, case):
     hits = np.exp(log_weights)[:, None] * (np.asarray(tokens)[:, None] == np.arange(5))
     assert_mean_is(PROBS * passes, hits)
     assert_mean_is(expected, checks, atol=5e-3)
+
+
+def test_device_form_finds_what_a_visit_finds():
+    """For the same order; equal scores are visited by their ids."""
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        probs = random.choice([0.0, 0.1, 0.2, 0.4], 6)
+        scores = np.where(probs > 0, random.integers(0, 4, 6), -np.inf)
+        passes = random.random(6) < random.random()
+        order = [int(v) for v in np.argsort(-scores, kind="stable") if probs[v] > 0]
+        expected = visit_in_order(probs, lambda v, passes=passes: passes[v], order)
+        with np.errstate(divide="ignore"):
+            found = VISIT(np.log(probs), scores, passes)
+        assert found[2] == expected.num_checks
+        np.testing.assert_allclose(found[1], expected.log_weight, atol=1e-12)
+        assert np.isneginf(found[1]) or found[0] == expected.token
 
 
 @pytest.mark.parametrize("num_accepts", [2, 3])
