@@ -238,9 +238,8 @@ class Decoding:
         tokens = tokens.astype(jnp.int32)
         if self.proposal is not None:
             ratios = jnp.take_along_axis(log_probs - q, tokens[:, None], axis=1)[:, 0]
-            log_weights = log_weights + jnp.where(
-                jnp.isneginf(log_weights), 0.0, ratios
-            )
+            dead = jnp.isneginf(log_weights)
+            log_weights = log_weights + jnp.where(dead, 0.0, ratios)
         alive = grows & ~jnp.isneginf(log_weights)
         longer = alive & ~ends[tokens]
         drawn = state.drawn.at[:, at].set(jnp.where(alive, tokens, -1))
@@ -275,8 +274,8 @@ class Decoding:
             lms["proposal"] = self.proposal[0]
         some = jnp.any(grows)
         for name, lm in lms.items():
-            append = partial(_append, lm, tokens, grows)
-            read = in_place_if(some, append, getattr(state, name))
+            old = getattr(state, name)
+            read = in_place_if(some, lambda m, lm=lm: lm.append(m, tokens, grows), old)
             state = state._replace(**{name: read})
         forwarded = state.spent.forwarded + some * len(lms) * tokens.shape[0]
         return state._replace(spent=state.spent._replace(forwarded=forwarded))
@@ -298,7 +297,3 @@ class Decoding:
         increments = increments + difference(after, state.log_critic)
         state = state._replace(log_critic=after, spent=spent, finished=finished)
         return state, increments
-
-
-def _append(lm: Any, tokens: Array, grows: Array, memory: Any) -> Any:
-    return lm.append(memory, tokens, grows)
