@@ -28,7 +28,7 @@ def compiled(*static: str) -> Callable[[Callable], Callable]:
         @wraps(function)
         def call(key: Any, program: Any, *args: Any) -> Any:
             options = ()
-            if not _is_traced((key, program)) and isinstance(program, Compiles):
+            if isinstance(program, Compiles) and not _is_traced((key, program)):
                 options = tuple(program.compiler_options.items())
             return by(options)(key, program, *args)
 
