@@ -130,10 +130,6 @@ class Decoding:
     def inputs(self) -> Int[Array, " S"]:
         return jnp.arange(self.num_steps)
 
-    @property
-    def compiler_options(self) -> dict[str, str]:
-        return getattr(self.lm, "compiler_options", {})
-
     def init(self, key: Key[Array, ""], num_particles: int) -> Any:
         """Return empty texts; `num_particles` counts those of all prompts."""
         each = num_particles // self.num_prompts

@@ -6,8 +6,7 @@
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
@@ -30,12 +29,6 @@ PROMPT_MULTIPLE = 16
 """Prompts are padded to a multiple of this, so that few lengths are compiled."""
 SCANNED_LAYERS = 8
 """From this many layers on, an accelerator scans them."""
-CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
-"""Products by Eigen, which multiplies 16 to 256 rows 5 to 60 % faster than YNNPACK does.
-
-YNNPACK keeps sums and maxima, and with the softmax also the product with a tied head, at
-which Eigen is slow.
-"""
 
 PromptTokens: TypeAlias = Int[Array, " _"] | Int[np.ndarray, " _"] | Sequence[int]
 
@@ -55,11 +48,6 @@ class TransformerLM(eqx.Module):
     def vocab_size(self) -> int:
         """Return the number of token ids."""
         return self.model.config.vocab_size
-
-    @property
-    def compiler_options(self) -> dict[str, str]:
-        """Return the compiler's options for decoding; none but on CPU."""
-        return dict(_cpu_options()) if jax.default_backend() == "cpu" else {}
 
     def prefill(
         self, prompt_tokens: PromptTokens | Sequence[PromptTokens]
@@ -170,14 +158,3 @@ def _as_prompts(
 
 
 _read_prompt = jax.jit(cache.read_prompt)
-
-
-@lru_cache
-def _cpu_options() -> tuple[tuple[str, str], ...]:
-    """Return `CPU_OPTIONS`; none if this compiler does not know them."""
-    options: Any = CPU_OPTIONS
-    try:
-        jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
-    except jax.errors.JaxRuntimeError:
-        return ()
-    return tuple(CPU_OPTIONS.items())

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from motes.inference.smc.compiling import compiled
 from motes.inference.smc.feynman_kac import (
     FeynmanKac,
     Finishes,
@@ -67,7 +66,7 @@ def run_blocks(
     return _run(key, program, shape, policy, collect)
 
 
-@compiled("shape", "policy", "collect")
+@partial(jax.jit, static_argnames=("shape", "policy", "collect"))
 def _run(
     key: Any, program: Any, shape: tuple[int, int], policy: Policy, collect: Any
 ) -> tuple[Particles, Any]:

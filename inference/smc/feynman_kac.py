@@ -4,7 +4,6 @@ A program draws $x_0 \sim M_0$ and $x_t \sim M_t(x_{t-1}, \cdot)$ and weighs by
 $G_t(x_{t-1}, x_t)$, for all particles at once. `run` and `steps` are the drivers.
 """
 
-from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Key
@@ -82,14 +81,4 @@ class Ends(Protocol):
 
     def has_ended(self, state: Any) -> Bool[Array, ""]:
         """Return whether further steps would leave every particle as it is."""
-        ...
-
-
-@runtime_checkable
-class Compiles(Protocol):
-    """A program that asks for options of the compiler; inside `jit` they are not read."""
-
-    @property
-    def compiler_options(self) -> Mapping[str, str]:
-        """XLA's options, as of `jax.jit`."""
         ...

@@ -5,13 +5,13 @@ the same key.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from motes.inference.smc.compiling import compiled
 from motes.inference.smc.feynman_kac import FeynmanKac
 from motes.inference.smc.particles import Particles, raise_if_dead
 from motes.inference.smc.resampling import Resampler, systematic
@@ -64,7 +64,7 @@ def run(
     return raise_if_dead("run", particles), collected
 
 
-@compiled("num_particles", "policy", "collect")
+@partial(jax.jit, static_argnames=("num_particles", "policy", "collect"))
 def _run(
     key: Any, program: Any, num_particles: int, policy: Policy, collect: Any
 ) -> tuple[Particles, Any]:

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from motes.inference.smc.checkpoint import check_folder, identify, load, save
-from motes.inference.smc.compiling import compiled
 from motes.inference.smc.feynman_kac import FeynmanKac
 from motes.inference.smc.particles import Particles, raise_if_dead
 from motes.inference.smc.resampling import Resampler, systematic
@@ -95,9 +94,9 @@ def _walk(
 
 
 _COMPILED = (
-    compiled("num_particles")(start),
-    compiled("policy")(advance),
-    compiled()(finish),
+    jax.jit(start, static_argnames="num_particles"),
+    jax.jit(advance, static_argnames="policy"),
+    jax.jit(finish),
 )
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from motes.lm_bridge import LanguageModel, transformer_lm
+from motes.lm_bridge import LanguageModel
 from tests.lm_bridge.tiny import APPEND, GATHER, full_log_probs, tiny_lm
 
 
@@ -116,10 +116,3 @@ def test_log_prob_of_a_text_is_the_sum_of_its_tokens():
 def test_mistakes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call(tiny_lm())
-
-
-def test_decodes_multiply_by_eigen_where_the_compiler_can(monkeypatch):
-    lm = tiny_lm()
-    assert set(lm.compiler_options) == set(transformer_lm.CPU_OPTIONS)
-    monkeypatch.setattr(transformer_lm, "CPU_OPTIONS", {"xla_no_such_option": "1"})
-    assert transformer_lm._cpu_options.__wrapped__() == ()

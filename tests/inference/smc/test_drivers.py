@@ -210,8 +210,7 @@ def test_memory_of_a_long_run_does_not_grow_with_time(key):
 
     def temporaries(num_steps):
         program = bootstrap(ar1_initial, ar1_transition, {"y": jnp.zeros(num_steps)})
-        loop = jax.jit(_run, static_argnums=(2, 3, 4))
-        compiled = loop.lower(key, program, 1000, Policy(), None).compile()
+        compiled = _run.lower(key, program, 1000, Policy(), None).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporaries(1000) <= temporaries(10) + 8 * 1000
